@@ -1,0 +1,1 @@
+"""Runs inside one hospital: the only code that opens patient files."""

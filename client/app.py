@@ -1,0 +1,110 @@
+"""The Flower ClientApp: one handler a message type, a few lines each; what they do stands in the modules they call."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from oncofed.client.data.cohort import Cohort
+from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.client.release import Door
+from oncofed.client.policy import Policy
+from oncofed.client.session import Session
+from oncofed.common import wire
+from oncofed.common.errors import Refusal
+
+app = ClientApp()
+log = logging.getLogger("oncofed.client")
+
+Handler = Callable[[Session], "Answer"]
+Answer = tuple[wire.Config, dict | None, int]
+
+
+def site_of(context: Context) -> tuple[Path, Path]:
+    """The site's folder and its working folder.
+
+    A hospital names its own in the node config (`site-dir`, `work-dir`). Only where the node config comes from a
+    simulator (`partition-id` and no `site-dir`) may the run config name a folder of sites.
+    """
+    node = context.node_config
+    if "site-dir" in node:
+        folder = Path(str(node["site-dir"]))
+    elif "partition-id" in node and context.run_config.get("sites"):
+        folder = list_sites(Path(str(context.run_config["sites"])))[int(node["partition-id"])]
+    else:
+        raise Refusal("the node has no data: start it with --node-config 'site-dir=\"/path/to/site\"'")
+    return folder, Path(str(node["work-dir"])) if "work-dir" in node else folder / ".oncofed"
+
+
+def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Message]]:
+    """Wrap a handler: check versions and policy, call it, pass its answer through the door, and turn errors into refusals.
+
+    Flower would show the text of any exception to the server; here only a `Refusal`'s text leaves, of other errors
+    the type alone, and the traceback goes to the site's own log.
+    """
+
+    def wrap(function: Handler) -> Callable[[Message, Context], Message]:
+        @functools.wraps(function)
+        def answer(message: Message, context: Context) -> Message:
+            name = "unknown site"
+            try:
+                folder, work = site_of(context)
+                name = folder.name
+                site = SiteFolder.open(folder)
+                name = site.name
+                session = Session.of(message.content, site, work)
+                door = Door(name, Policy.read(folder), work / "release-log.jsonl")
+                door.admit(kind, session.study.training.rounds)
+                config, total, patients = function(session)
+                return Message(door.release(kind, session.stamp | config, total, patients=patients), reply_to=message)
+            except Refusal as error:
+                log.warning("%s: refused '%s': %s", name, kind, error)
+                return Message(wire.refusal(name, str(error)), reply_to=message)
+            except Exception as error:
+                log.error("%s: '%s' failed:\n%s", name, kind, traceback.format_exc())
+                reason = f"{type(error).__name__} while answering '{kind}'; the site's own log has the details"
+                return Message(wire.refusal(name, reason), reply_to=message)
+
+        return answer
+
+    return wrap
+
+
+@app.query("hello")
+@handler(wire.HELLO)
+def hello(session: Session) -> Answer:
+    """Who is there: genes, cancer types and the family of units; no patient data."""
+    return session.greeting(), None, 0
+
+
+@app.query("statistics")
+@handler(wire.STATISTICS)
+def statistics(session: Session) -> Answer:
+    """Sums over training patients: per gene n, sum, sum of squares; per cancer type events and exposure by month."""
+    cohort = session.training_cohort()
+    return {"missing_genes": session.missing_genes(cohort)}, session.statistics(cohort), len(cohort)
+
+
+@app.train()
+@handler(wire.TRAIN)
+def train(session: Session) -> Answer:
+    """A round's local steps: evidence and evidence-weighted change of each block."""
+    cohort = session.training_cohort()
+    total, loss, seconds = session.train(cohort)
+    return {"loss": loss, "patients": len(cohort), "seconds": seconds, "device": session.device_name}, total, len(cohort)
+
+
+@app.evaluate()
+@handler(wire.EVALUATE)
+def evaluate(session: Session) -> Answer:
+    """Sums over the held-out fold: pairs, losses and routing by cancer type."""
+    cohort: Cohort = session.test_cohort()
+    return {}, session.evaluate(cohort), len(cohort)
+
+

@@ -1,0 +1,202 @@
+"""Check a site folder in one pass: every problem with file, column, count and remedy, never a patient's row or name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+
+from oncofed.client.data.read import read_clinical, read_expression, read_pathology
+from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder, Unit
+from oncofed.common.cancers import CANCER_TYPES
+from oncofed.common.errors import Refusal
+from oncofed.common.panel import GenePanel
+
+EXTREME: dict[Unit, float] = {"counts": 1e8, "tpm": 1e6, "log2": 40.0, "zscore": 100.0}
+"""Largest plausible absolute value by unit; beyond it the declared unit is usually wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem. An `error` keeps the data out of a study, a `warning` is for the engineer to judge."""
+
+    level: Literal["error", "warning"]
+    file: str
+    column: str
+    count: int
+    problem: str
+    remedy: str
+
+
+@dataclass
+class SiteReport:
+    """What a site holds and what is wrong with it; holds counts only."""
+
+    site: str
+    facts: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not any(f.level == "error" for f in self.findings)
+
+    def error(self, file: str, column: str, count: int, problem: str, remedy: str) -> None:
+        if count:
+            self.findings.append(Finding("error", file, column, int(count), problem, remedy))
+
+    def warn(self, file: str, column: str, count: int, problem: str, remedy: str) -> None:
+        if count:
+            self.findings.append(Finding("warning", file, column, int(count), problem, remedy))
+
+
+def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
+    """Read everything in `folder` and report; raises nothing for a fault of the data."""
+    report = SiteReport(folder.name)
+    try:
+        site = SiteFolder.open(folder)
+    except Refusal as error:
+        report.error("site.toml", "", 1, str(error), "see the message")
+        return report
+    report.site = site.name
+    report.facts["units"] = f"expression {site.description.expression_unit}, time in {site.description.time_unit}"
+    try:
+        clinical = read_clinical(site)
+    except Refusal as error:
+        report.error("clinical", "", 1, str(error), "see the message")
+        return report
+    _check_clinical(report, site, clinical)
+    patients = pd.Index(clinical["patient"].dropna().unique().astype(str))
+    for read in (_check_expression, _check_pathology):
+        try:
+            read(report, site, patients, panel)
+        except Refusal as error:
+            report.error(read.__name__.removeprefix("_check_"), "", 1, str(error), "see the message")
+    return report
+
+
+def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -> None:
+    file = _name(site, CLINICAL)
+    known = set(CANCER_TYPES) | set(site.description.extra_cancer_types)
+    number = {c: pd.to_numeric(table[c], errors="coerce") for c in ("time", "event")}
+    numeric = table.assign(**number, cancer_type=table["cancer_type"].astype("string"))
+    text = {c: int((number[c].isna() & table[c].notna()).sum()) for c in number}
+    remedies = {
+        ("patient", "missing"): "give every row a patient identifier",
+        ("patient", "unique"): "keep one row a patient",
+        ("cancer_type", "missing"): "fill in the code",
+        ("cancer_type", "known"): "use a TCGA code, or list the code under extra_cancer_types in site.toml",
+        ("time", "missing"): "fill in the follow-up time or remove the row",
+        ("time", "positive"): "follow-up must be above 0; remove the row or correct the dates",
+        ("event", "missing"): "fill in 1 (death) or 0 (censored)",
+        ("event", "binary"): "code 1 for death and 0 for censored",
+    }
+    check = {
+        "missing": pa.Check(lambda s: s.notna(), name="missing", error="missing values", ignore_na=False),
+        "positive": pa.Check(lambda s: s > 0, name="positive", error="zero or negative times"),
+        "binary": pa.Check(lambda s: s.isin([0, 1]), name="binary", error="values other than 0 and 1"),
+        "known": pa.Check(lambda s: s.isin(known), name="known", error="unknown cancer types"),
+        "unique": pa.Check(lambda s: ~s.duplicated() | s.isna(), name="unique", error="duplicate patients", ignore_na=False),
+    }
+    schema = pa.DataFrameSchema(
+        {
+            "patient": pa.Column(None, [check["missing"], check["unique"]], nullable=True),
+            "cancer_type": pa.Column(None, [check["missing"], check["known"]], nullable=True),
+            "time": pa.Column(None, [check["missing"], check["positive"]], nullable=True),
+            "event": pa.Column(None, [check["missing"], check["binary"]], nullable=True),
+        }
+    )
+    for column, count in text.items():
+        report.error(file, column, count, "values that are not numbers", "export plain numbers")
+    try:
+        schema.validate(numeric, lazy=True)
+    except pa.errors.SchemaErrors as failed:
+        cases = failed.failure_cases
+        for (column, name), rows in cases.groupby(["column", "check"]):
+            key = next(k for k, c in check.items() if c.error == name or k == name)
+            count = len(rows) - (text.get(str(column), 0) if key == "missing" else 0)
+            problem = str(check[key].error)
+            if key == "known":  # codes are not patient data: naming them is the useful message
+                codes = sorted({str(v) for v in rows["failure_case"]})
+                near = [difflib.get_close_matches(c.upper(), known, 1) for c in codes[:5]]
+                problem += f" {codes[:5]}" + (f" (nearest: {[n[0] for n in near if n]})" if any(near) else "")
+            report.error(file, str(column), count, problem, remedies[str(column), key])
+    report.warn(file, "time", int((number["time"] * site.description.months_per_unit > 600).sum()), "follow-up above 50 years", "check time_unit in site.toml")
+    counts = table["cancer_type"].value_counts()
+    events = int((number["event"] == 1).sum())
+    report.facts["patients"] = f"{len(table)} with {events} events; " + ", ".join(f"{c} {n}" for c, n in counts.items())
+    covariates = [c for c in table.columns if c not in ("patient", "cancer_type", "time", "event")]
+    if covariates:
+        report.facts["covariates"] = ", ".join(f"{c} ({table[c].isna().mean():.0%} missing)" for c in covariates[:12])
+
+
+def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
+    file = _name(site, EXPRESSION)
+    table = read_expression(site, patients)
+    report.facts["expression"] = f"{len(table)} patients x {table.shape[1]} genes"
+    _check_patients(report, file, table.index, patients, missing_level="warning")
+    report.error(file, "genes", int(table.columns.duplicated().sum()), "duplicate genes", "keep one column a gene (sum counts, average the rest)")
+    text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
+    values = table.to_numpy() if not text else table.apply(pd.to_numeric, errors="coerce").to_numpy()
+    if text:
+        numeric = table.loc[:, table.columns.isin(text)]
+        bad = int((numeric.apply(pd.to_numeric, errors="coerce").isna() & numeric.notna()).to_numpy().sum())
+        genes = text if bad < len(table) * len(text) else text[:0]
+        report.error(file, _some(genes or text), bad, "cells that are not numbers", "export plain numbers; write missing values as empty cells")
+    x = values.astype(np.float64)
+    rate = np.isnan(x).mean(axis=0) if len(x) else np.zeros(x.shape[1])
+    report.warn(file, _some(table.columns[rate > 0.2]), int((rate > 0.2).sum()), f"genes with more than 20 % missing cells (highest {rate.max(initial=0):.0%})", "they will be filled with the federation's mean")
+    report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
+    unit = site.description.expression_unit
+    if unit != "zscore":
+        report.error(file, "", int((x < 0).sum()), f"negative cells, impossible for {unit}", "correct expression_unit in site.toml")
+    if unit == "counts":
+        report.error(file, "", int((np.isfinite(x) & (x != np.floor(x))).sum()), "cells that are not whole numbers, impossible for counts", "correct expression_unit in site.toml")
+    over = np.abs(x) > EXTREME[unit]
+    report.warn(file, _some(table.columns[over.any(axis=0)]), int(over.sum()), f"cells beyond {EXTREME[unit]:g}, extreme for {unit}", "check expression_unit; extreme z-scores are compressed by a signed logarithm")
+    if unit == "log2" and x.size and np.nanmax(x) <= 1.0:
+        report.warn(file, "", 1, "log2 values never exceed 1", "check expression_unit; the table may be scaled already")
+    if panel is not None:
+        lacking = [g for g in panel.genes if g not in set(table.columns)]
+        report.facts["panel"] = f"{len(panel) - len(lacking)} of {len(panel)} genes"
+        if len(lacking) == len(panel):
+            report.error(file, "genes", len(lacking), "no gene of the panel", "use the panel's identifiers (symbols or Ensembl ids)")
+        else:
+            report.warn(file, _some(lacking), len(lacking), "genes of the panel that the site lacks", "they will be filled with the federation's mean")
+
+
+def _check_pathology(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
+    table = read_pathology(site)
+    if table is None:
+        report.facts["pathology"] = "none"
+        return
+    file = _name(site, PATHOLOGY)
+    report.facts["pathology"] = f"{len(table)} patients x {table.shape[1]} features"
+    _check_patients(report, file, table.index, patients, missing_level=None)
+    text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
+    report.error(file, _some(text), len(text), "columns that are not numeric", "export plain numbers")
+    x = table.select_dtypes("number").to_numpy(np.float64)
+    report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
+
+
+def _check_patients(report: SiteReport, file: str, index: pd.Index, patients: pd.Index, missing_level: str | None) -> None:
+    report.error(file, "patient", int(index.duplicated().sum()), "duplicate patients", "keep one row a patient")
+    report.warn(file, "patient", int((~index.isin(patients)).sum()), "patients without clinical data", "they take no part; add them to the clinical table or leave them out")
+    if missing_level == "warning":
+        report.warn(file, "patient", int((~patients.isin(index)).sum()), "clinical patients without this table", "they take no part in models that need it")
+    if not index.isin(patients).any():
+        report.error(file, "patient", len(index), "no patient of the clinical table", "use the same identifiers in all tables")
+
+
+def _name(site: SiteFolder, names: tuple[str, ...]) -> str:
+    found = site.find(names)
+    return found.name if found else names[0]
+
+
+def _some(columns: pd.Index | list[str]) -> str:
+    shown = [str(c) for c in list(columns)[:3]]
+    return ", ".join(shown) + (" ..." if len(columns) > 3 else "")

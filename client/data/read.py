@@ -1,0 +1,93 @@
+"""Read a site's tables as they are; orientation is found from patient names and never guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
+from oncofed.common.errors import Refusal
+
+REQUIRED = ("patient", "cancer_type", "time", "event")
+
+
+def read_table(path: Path, **csv: Any) -> pd.DataFrame:
+    """A CSV, TSV (also gzipped) or Parquet table."""
+    try:
+        if path.name.endswith(".parquet"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",", **csv)
+    except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise Refusal(f"{path.parent.name}/{path.name} cannot be read as {path.suffix.lstrip('.')} ({type(error).__name__}); export it again") from None
+
+
+def read_clinical(site: SiteFolder) -> pd.DataFrame:
+    """The clinical table with patients as text in a column `patient`; raises on a missing file or column."""
+    path = site.find(CLINICAL)
+    if path is None:
+        raise Refusal(f"site {site.name}: no clinical table; add {' or '.join(CLINICAL)} with columns {', '.join(REQUIRED)}")
+    table = read_table(path, dtype={"patient": str}, low_memory=False)
+    if "patient" not in table.columns and table.index.name == "patient":
+        table = table.reset_index()
+    missing = [c for c in REQUIRED if c not in table.columns]
+    if missing:
+        raise Refusal(f"site {site.name}: {path.name} lacks columns {missing}; it has {list(table.columns)[:12]}; rename or add them")
+    return table.assign(patient=table["patient"].astype("string"))
+
+
+def read_expression(site: SiteFolder, patients: pd.Index) -> pd.DataFrame:
+    """Expression with patients in rows and genes in columns, cells as they stand in the file.
+
+    The axis that holds names of `patients` (from the clinical table) is the patients' axis. Where both axes or neither
+    do, `orientation` in site.toml must say it.
+    """
+    path = site.find(EXPRESSION)
+    if path is None:
+        raise Refusal(f"site {site.name}: no expression table; add one of {', '.join(EXPRESSION)}")
+    table = _read_h5ad(path) if path.suffix == ".h5ad" else _indexed(read_table(path, low_memory=False))
+    table.index, table.columns = table.index.astype(str), table.columns.astype(str)
+    return table.T if patients_in_columns(site, path, table, patients) else table
+
+
+def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patients: pd.Index) -> bool:
+    """True when genes are in rows. Raises when names and declaration disagree or names cannot decide."""
+    rows, columns = int(table.index.isin(patients).sum()), int(table.columns.isin(patients).sum())
+    declared = site.description.orientation
+    if declared != "auto":
+        here, other = (rows, columns) if declared == "patients_x_genes" else (columns, rows)
+        if here == 0 and other > 0:
+            raise Refusal(f"site {site.name}: site.toml says orientation = {declared!r} but {path.name} has {other} patients on the other axis; correct it")
+        return declared == "genes_x_patients"
+    if (rows > 0) == (columns > 0):
+        raise Refusal(
+            f"site {site.name}: {path.name} has {rows} patients of the clinical table in rows and {columns} in columns, so its "
+            'orientation is unclear; set orientation = "patients_x_genes" or "genes_x_patients" in site.toml, or mend the names'
+        )
+    return columns > 0
+
+
+def read_pathology(site: SiteFolder) -> pd.DataFrame | None:
+    """One vector of image features a patient, patients in rows; None when the site has no pathology."""
+    path = site.find(PATHOLOGY)
+    if path is None:
+        return None
+    table = _indexed(read_table(path, low_memory=False))
+    table.index = table.index.astype(str)
+    return table
+
+
+def _indexed(table: pd.DataFrame) -> pd.DataFrame:
+    """The first column (or one named patient) as the index, unless the file carries an index of names already."""
+    if "patient" in table.columns:
+        return table.set_index("patient")
+    return table.set_index(table.columns[0]) if isinstance(table.index, pd.RangeIndex) else table
+
+
+def _read_h5ad(path: Path) -> pd.DataFrame:
+    import anndata  # slow to import and needed for this format only
+
+    data = anndata.read_h5ad(path)
+    matrix = data.X.toarray() if hasattr(data.X, "toarray") else data.X
+    return pd.DataFrame(matrix, index=data.obs_names, columns=data.var_names)

@@ -1,0 +1,71 @@
+"""The one door: every sum that leaves passes the policy, a check of its numbers, and the release log.
+
+Suppression, noise and masks of later steps belong here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flwr.app import RecordDict
+
+from oncofed.client.policy import Policy
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
+from oncofed.common.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Door:
+    """What one site's messages go through. `log` is an append-only file of JSON lines at the site."""
+
+    site: str
+    policy: Policy
+    log: Path
+
+    def admit(self, kind: str, rounds: int) -> None:
+        """Refuse a request that the site's policy does not allow, before any data are touched."""
+        if kind not in self.policy.allow:
+            raise Refusal(f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})")
+        if rounds > self.policy.max_rounds:
+            raise Refusal(f"site {self.site}: the study wants {rounds} rounds, the site's policy allows {self.policy.max_rounds}")
+
+    def release(self, kind: str, config: wire.Config, total: Sum | None, *, patients: int) -> RecordDict:
+        """Pack `total`, a sum over `patients` patients, for the server, and write what left to the log."""
+        wanted = self.policy.min_test_patients if kind == wire.EVALUATE else self.policy.min_patients
+        if total is not None and patients < wanted:
+            raise Refusal(f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants")
+        for name, value in (total or {}).items():
+            if not np.isfinite(value).all():
+                raise Refusal(
+                    f"site {self.site}: '{kind}' has {int((~np.isfinite(value)).sum())} values that are not finite in '{name}'; "
+                    "lower training.learning_rate, set training.clip_norm, or run `oncofed site check`"
+                )
+        content = wire.reply(self.site, config, total)
+        self._write(kind, config, total or {}, patients)
+        return content
+
+    def _write(self, kind: str, config: wire.Config, total: Sum, patients: int) -> None:
+        digest = hashlib.sha256()
+        for name in sorted(total):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(total[name]).data if total[name].size else b"")
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "kind": kind,
+            "study": config.get("study", ""),
+            "fold": config.get("fold", -1),
+            "round": config.get("round", 0),
+            "patients": patients,
+            "arrays": {name: list(value.shape) for name, value in total.items()},
+            "bytes": sum(value.nbytes for value in total.values()),
+            "sha256": digest.hexdigest(),
+        }
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,75 @@
+"""Blocks of a model, the evidence behind them, and the sums that sites send.
+
+A block is a piece of the parameters with its own meaning: one expert, one cancer's baseline hazard, the shared trunk.
+A parameter belongs to one block, or, when it is stacked (`[E, in, out]`), each index of its first axis to a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Sum = dict[str, np.ndarray]
+"""Named arrays that can be added across sites: the only thing that leaves a hospital."""
+
+EVIDENCE = "evidence"
+"""The name under which a training sum carries its evidence vector, one entry a block in the order of `Blocks.names`."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which block owns each parameter, or each row of a stacked parameter.
+
+    `owners` maps a parameter's name to a block's name, or to a tuple with one block's name for each index of its first axis.
+    """
+
+    owners: Mapping[str, str | tuple[str, ...]]
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        seen: dict[str, None] = {}
+        for owner in self.owners.values():
+            seen.update(dict.fromkeys((owner,) if isinstance(owner, str) else owner))
+        object.__setattr__(self, "names", tuple(seen))
+
+    def vector(self, evidence: Mapping[str, float]) -> np.ndarray:
+        """Evidence in the order of `names`, float64 `[blocks]`; raises on a block without evidence or below zero."""
+        missing = [name for name in self.names if name not in evidence]
+        if missing:
+            raise ValueError(f"evidence is missing for blocks {missing[:5]}; every block of the model needs a value (0 if unused)")
+        values = np.array([evidence[name] for name in self.names], dtype=np.float64)
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError(f"evidence must be finite and >= 0, got {dict(zip(self.names, values.tolist(), strict=True))}")
+        return values
+
+    def spread(self, values: np.ndarray, parameter: str, ndim: int) -> np.ndarray:
+        """The per-block `values` of one parameter, shaped to broadcast against it: `[]` or `[rows, 1, ...]`."""
+        owner = self.owners[parameter]
+        if isinstance(owner, str):
+            return np.asarray(values[self.names.index(owner)])
+        position = {name: i for i, name in enumerate(self.names)}
+        rows = values[[position[name] for name in owner]]
+        return rows.reshape(-1, *([1] * (ndim - 1)))
+
+
+def weigh(delta: Mapping[str, np.ndarray], evidence: np.ndarray, blocks: Blocks) -> Sum:
+    """A site's training sum `{evidence: n_b, name: n_b * delta_b}` in float32 (evidence float64).
+
+    Both parts are linear in the site, so they can be added, masked or noised (architecture.md, idea 2).
+    """
+    total: Sum = {EVIDENCE: np.asarray(evidence, dtype=np.float64)}
+    for name, value in delta.items():
+        total[name] = (value * blocks.spread(evidence, name, value.ndim)).astype(np.float32)
+    return total
+
+
+def add(sums: Iterable[Sum]) -> Sum:
+    """Add sums in the order given (plain floating point; the server uses `server.aggregate.Accumulator`)."""
+    out: Sum = {}
+    for one in sums:
+        if out and one.keys() != out.keys():
+            raise ValueError(f"sums with different names cannot be added: {sorted(out.keys() ^ one.keys())}")
+        out = {k: (out[k] + v if out else v.astype(np.float64)) for k, v in one.items()}
+    return out

@@ -1,0 +1,123 @@
+"""Layers that the models share: the gate, stacked experts, and scalar-token attention.
+
+Shapes: B patients, G inputs, D width, E experts, K experts chosen for a patient.
+Randomness (dropout, gate noise) comes only from the generator that is passed in, never from a global state, so a site's
+training depends on its seed alone, whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout with an explicit generator; the identity without one (evaluation) or at p = 0."""
+    if generator is None or p == 0.0:
+        return x
+    keep = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= p
+    return x * keep / (1.0 - p)
+
+
+class NoisyTopKGate(nn.Module):
+    """Noisy top-k gate with registered, trained weights (Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5).
+
+    The input is layer-normalised; an optional row of logits per cancer type is added, so that the gate can route by it.
+    """
+
+    def __init__(self, inputs: int, experts: int, top_k: int, *, noise: bool = True, cancers: int = 0) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.norm = nn.LayerNorm(inputs)
+        self.weight = nn.Parameter(torch.randn(inputs, experts) * 1e-3)
+        self.noise = nn.Parameter(torch.zeros(inputs, experts)) if noise else None
+        self.cancer = nn.Parameter(torch.zeros(cancers, experts)) if cancers else None
+
+    def forward(self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Gates `[B, E]` (zero outside the top k, rows sum to 1) and clean logits `[B, E]`."""
+        x_BG = self.norm(x_BG)
+        clean_BE = x_BG @ self.weight
+        if self.cancer is not None:
+            clean_BE = clean_BE + self.cancer[cancer_B]
+        logits_BE = clean_BE
+        if self.noise is not None and generator is not None:
+            scale_BE = F.softplus(x_BG @ self.noise) + 0.01
+            draw_BE = torch.randn(clean_BE.shape, generator=generator, device=clean_BE.device, dtype=clean_BE.dtype)
+            logits_BE = clean_BE + draw_BE * scale_BE
+        top_BK, index_BK = logits_BE.topk(self.top_k, dim=-1)
+        gate_BE = torch.zeros_like(logits_BE).scatter(1, index_BK, torch.softmax(top_BK, dim=-1))
+        return gate_BE, clean_BE
+
+
+def balance_penalty(clean_BE: Tensor, load_E: Tensor) -> Tensor:
+    """Separable balance loss `[B]`: E * sum_e load_e * p_e(x_i), with the federation's load held constant.
+
+    A hospital with one cancer is not pushed to spread it over all experts: only the global load counts (gene_moe.md 6.1).
+    """
+    return load_E.numel() * (torch.softmax(clean_BE, dim=-1) * load_E).sum(-1)
+
+
+class ExpertLayer(nn.Module):
+    """E experts `tanh(W_e x + b_e)` stacked as `[E, in, out]` and merged linearly: y = sum_e g_e E_e(x).
+
+    `forward` evaluates all experts and masks by the gate (shapes do not depend on data: per-sample gradients work);
+    `forward_routed` computes only the chosen experts. Both give the same numbers.
+    """
+
+    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(experts, inputs, outputs) * math.sqrt(2.0 / (inputs + outputs)))
+        self.bias = nn.Parameter(torch.zeros(experts, outputs))
+
+    def forward(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
+        y_EBD = torch.tanh(torch.matmul(x_BG, self.weight) + self.bias[:, None])
+        return torch.einsum("be,ebd->bd", gate_BE, y_EBD)
+
+    def forward_routed(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
+        patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
+        counts = torch.bincount(expert, minlength=self.weight.shape[0]).tolist()
+        rows = x_BG[patient].split(counts)
+        # unbind: one node in the graph writes the stacked gradient once; indexing self.weight[e] would write it E times.
+        parts = zip(rows, self.weight.unbind(0), self.bias.unbind(0), strict=True)
+        y_ND = torch.cat([torch.tanh(torch.addmm(b, x, w)) for x, w, b in parts])
+        weighted_ND = y_ND * gate_BE[patient, expert][:, None].to(y_ND.dtype)
+        return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(0, patient, weighted_ND)
+
+
+def scalar_token_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over D tokens with scalar query, key and value: o_i = sum_j softmax_j(q_i k_j) v_j, for `[..., D]`.
+
+    Each patient attends within itself only. Runs in float32: bfloat16 destroys the branch (t_gem.md, fact 7).
+    """
+    q, k, v = (t.float().unsqueeze(-1) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(-1)
+
+
+class AttentionExperts(nn.Module):
+    """E attention experts `[E, D, D]` for query, key and value, mixed per patient by a gate."""
+
+    def __init__(self, experts: int, width: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(width)
+        self.query = nn.Parameter(torch.empty(experts, width, width).uniform_(-bound, bound))
+        self.key = nn.Parameter(torch.empty(experts, width, width).uniform_(-bound, bound))
+        self.value = nn.Parameter(torch.empty(experts, width, width).uniform_(-bound, bound))
+
+    def forward(self, h_BD: Tensor, gate_BE: Tensor) -> Tensor:
+        q, k, v = (torch.matmul(h_BD, w) for w in (self.query, self.key, self.value))
+        return torch.einsum("be,ebd->bd", gate_BE, scalar_token_attention(q, k, v).to(h_BD.dtype))
+
+    def forward_routed(self, h_BD: Tensor, gate_BE: Tensor) -> Tensor:
+        patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
+        counts = torch.bincount(expert, minlength=self.query.shape[0]).tolist()
+        rows = h_BD[patient].split(counts)
+        q, k, v = (
+            torch.cat([x @ w for x, w in zip(rows, stacked.unbind(0), strict=True)])
+            for stacked in (self.query, self.key, self.value)
+        )
+        # The patient axis serves as attention heads of one batch: the kernel then splits the work over cores.
+        o_ND = scalar_token_attention(q[None], k[None], v[None])[0].to(h_BD.dtype)
+        return torch.zeros_like(h_BD).index_add(0, patient, o_ND * gate_BE[patient, expert][:, None])

@@ -1,0 +1,117 @@
+"""Time grid, survival losses, baselines and survival curves.
+
+Shapes: B patients, C cancer types, K intervals of the grid. Times are in months.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchsurv.loss.cox import neg_partial_log_likelihood
+
+PUBLIC_EDGES = np.concatenate([np.arange(0, 24, 1), np.arange(24, 120, 3), np.arange(120, 361, 12)]).astype(np.float64)
+"""Candidate interval starts in months, fixed and public: monthly to 2 years, quarterly to 10, yearly to 30."""
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """Starts of K follow-up intervals in months; the first is 0 and the last interval is open-ended.
+
+    An event at exactly a start belongs to the interval before it, as in `(start_k, start_{k+1}]`.
+    """
+
+    starts: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        s = np.asarray(self.starts)
+        if s.size == 0 or s[0] != 0 or (np.diff(s) <= 0).any():
+            raise ValueError(f"starts of the time grid must begin at 0 and increase, got {self.starts}")
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def interval(self, time: np.ndarray) -> np.ndarray:
+        """Index `[B]` of the interval that holds each time."""
+        return np.clip(np.searchsorted(np.asarray(self.starts), time, side="left") - 1, 0, len(self) - 1)
+
+    def exposure(self, time: np.ndarray) -> np.ndarray:
+        """Months `[B, K]` that each patient spends under observation in each interval."""
+        starts = np.asarray(self.starts)
+        ends = np.append(starts[1:], np.inf)
+        return np.clip(np.asarray(time)[:, None], starts, ends) - starts
+
+    @classmethod
+    def from_events(cls, events: np.ndarray, intervals: int) -> TimeGrid:
+        """At most `intervals` intervals with about equal numbers of events, from event counts on `PUBLIC_EDGES`."""
+        total = float(events.sum())
+        if total == 0:
+            return cls((0.0,))
+        before = np.concatenate([[0.0], np.cumsum(events)[:-1]]) / total
+        wanted = np.arange(intervals) / intervals
+        chosen = sorted({int(np.argmin(np.abs(before - w))) for w in wanted} | {0})
+        return cls(tuple(float(PUBLIC_EDGES[i]) for i in chosen))
+
+
+def event_table(time: np.ndarray, event: np.ndarray, cancer: np.ndarray, cancers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Events and months of exposure by cancer type on `PUBLIC_EDGES`: two `[C, len(PUBLIC_EDGES)]` sums over patients."""
+    fine = TimeGrid(tuple(PUBLIC_EDGES))
+    events = np.zeros((cancers, len(fine)))
+    np.add.at(events, (cancer, fine.interval(time)), event.astype(np.float64))
+    exposure = np.zeros((cancers, len(fine)))
+    np.add.at(exposure, cancer, fine.exposure(time))
+    return events, exposure
+
+
+def coarsen(table: np.ndarray, grid: TimeGrid) -> np.ndarray:
+    """Sum a table on `PUBLIC_EDGES` into the intervals of `grid`: `[C, public]` -> `[C, K]`."""
+    owner = np.searchsorted(np.asarray(grid.starts), PUBLIC_EDGES, side="right") - 1
+    out = np.zeros((len(table), len(grid)))
+    np.add.at(out, (slice(None), owner), table)
+    return out
+
+
+def initial_log_baseline(events: np.ndarray, exposure: np.ndarray, prior_events: float = 2.0) -> np.ndarray:
+    """Log hazards `[C, K]` at zero risk: occurrence over exposure, shrunk to the cancer's and then the pooled hazard.
+
+    The shrinkage adds `prior_events` events at the coarser level's hazard, so empty cells and absent cancers stay finite.
+    """
+    pooled = (events.sum() + 0.5) / (exposure.sum() + 0.5)
+    by_interval = (events.sum(0) + prior_events) / (exposure.sum(0) + prior_events / pooled)
+    by_cancer = (events.sum(1) + prior_events) / (exposure.sum(1) + prior_events / pooled)
+    prior = by_interval[None] * (by_cancer / pooled)[:, None]
+    return np.log((events + prior_events) / (exposure + prior_events / prior))
+
+
+def piecewise_exponential_loss(
+    risk_B: Tensor, log_baseline_CK: Tensor, exposure_BK: Tensor, interval_B: Tensor, event_B: Tensor, cancer_B: Tensor
+) -> Tensor:
+    """Negative log-likelihood `[B]` of each patient, a plain sum over patients (Holford 1980; Friedman 1982).
+
+    L_i = sum_k exp(a_ck + risk_i) exposure_ik - event_i (a_ck(i) + risk_i), with a baseline row for each cancer type.
+    """
+    a_BK = log_baseline_CK[cancer_B]
+    cumulative_B = (a_BK.exp() * exposure_BK).sum(1) * risk_B.exp()
+    at_event_B = a_BK.gather(1, interval_B[:, None]).squeeze(1) + risk_B
+    return cumulative_B - event_B * at_event_B
+
+
+def cox_loss(risk_B: Tensor, time_B: Tensor, event_B: Tensor, cancer_B: Tensor) -> Tensor:
+    """Mean negative log partial likelihood, stratified by cancer type, Efron ties (torchsurv); 0 without events."""
+    if not bool((event_B > 0).any()):
+        return risk_B.sum() * 0.0
+    return neg_partial_log_likelihood(risk_B, event_B.bool(), time_B, ties_method="efron", strata=cancer_B)
+
+
+def survival_curve(log_baseline_K: np.ndarray, grid: TimeGrid, risk: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Survival probabilities `[B, len(times)]` at `times` (months): S(t) = exp(-exp(risk) * H0(t))."""
+    cumulative = grid.exposure(np.asarray(times, dtype=np.float64)) @ np.exp(log_baseline_K)
+    return np.exp(-np.exp(np.asarray(risk))[:, None] * cumulative[None])
+
+
+def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on `device`; floats become float32, integers int64."""
+    kind = torch.float32 if np.issubdtype(array.dtype, np.floating) else torch.int64
+    return torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=kind)

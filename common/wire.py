@@ -1,0 +1,104 @@
+"""What a message holds: names, packing, versions.
+
+A request carries `ask` (versions, study, phase, round, panel hash) and, where needed, arrays; a reply carries `from`
+(who answers, to what) and one sum, or a refusal. Arrays travel as raw little-endian bytes, so that unpacking copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from oncofed.common.blocks import Sum
+from oncofed.common.errors import Refusal
+
+PROTOCOL = 1
+"""Raised whenever the meaning of a message changes; sites and server must agree."""
+
+HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
+
+Config = dict[str, bool | int | float | str | list[str] | list[float]]
+
+_RAW = "raw.little-endian"
+
+
+def package_version() -> str:
+    """The installed version of oncofed."""
+    try:
+        return version("oncofed")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Named arrays as a Flower record; one copy of the bytes."""
+    return ArrayRecord({name: _pack(value) for name, value in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> Sum:
+    """Named, read-only arrays over the message's own bytes."""
+    return {name: _unpack(name, array) for name, array in record.items()}
+
+
+def request(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> RecordDict:
+    """The content of a message from the server; the protocol and package version are added here and nowhere else."""
+    stamp: Config = {"protocol": PROTOCOL, "package": package_version()}
+    content = RecordDict({"ask": ConfigRecord({**config, **stamp})})
+    if arrays is not None:
+        content["arrays"] = pack_arrays(arrays)
+    return content
+
+
+def reply(site: str, config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> RecordDict:
+    """The content of a site's answer."""
+    content = RecordDict({"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), **config})})
+    if arrays is not None:
+        content["arrays"] = pack_arrays(arrays)
+    return content
+
+
+def refusal(site: str, reason: str) -> RecordDict:
+    """The content of an answer that says why there is no answer."""
+    return RecordDict({"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), "refusal": reason})})
+
+
+def read_config(content: RecordDict, key: str) -> Config:
+    """The `ask` or `from` part as a plain dict."""
+    if key not in content.config_records:
+        raise Refusal(f"the message has no part '{key}'; the other party runs something else than oncofed protocol {PROTOCOL}")
+    return dict(content.config_records[key])  # type: ignore[arg-type]
+
+
+def read_arrays(content: RecordDict) -> Sum:
+    """The arrays of a message; empty without any."""
+    return unpack_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
+
+
+def check_protocol(config: Config, other: str) -> None:
+    """Refuse a peer of another protocol by name."""
+    seen = config.get("protocol")
+    if seen != PROTOCOL:
+        raise Refusal(
+            f"{other} speaks oncofed protocol {seen} (package {config.get('package', 'unknown')}), this side speaks {PROTOCOL} "
+            f"(package {package_version()}); install the same oncofed version on both sides"
+        )
+
+
+def _pack(value: np.ndarray) -> Array:
+    little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
+    return Array(str(value.dtype), tuple(int(n) for n in value.shape), _RAW, little.tobytes())
+
+
+def _unpack(name: str, array: Array) -> np.ndarray:
+    if array.stype != _RAW:
+        raise Refusal(f"array '{name}' is packed as {array.stype!r}, expected {_RAW!r}; install the same oncofed version on both sides")
+    kind = np.dtype(array.dtype)
+    if kind.kind not in "fiub":
+        raise Refusal(f"array '{name}' has dtype {array.dtype}; only plain numbers travel")
+    flat = np.frombuffer(array.data, dtype=kind.newbyteorder("<"))
+    if flat.size != int(np.prod(array.shape, dtype=np.int64)):
+        raise Refusal(f"array '{name}' holds {flat.size} numbers, its shape {array.shape} wants {int(np.prod(array.shape))}")
+    return flat.reshape(array.shape)

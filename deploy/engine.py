@@ -1,0 +1,187 @@
+"""Engines: run one ServerApp against many sites in-process, on Ray, or as real processes on loopback.
+
+The one module that touches Flower's private parts; `check_version` guards them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import flwr
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
+
+TESTED_FLOWER = "1.41"
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""No telemetry, no update check, no installation at run time, in every process that we start."""
+
+Value = bool | int | float | str
+
+
+def check_version() -> None:
+    """Refuse a Flower whose private parts were not tested here."""
+    if not flwr.__version__.startswith(TESTED_FLOWER + "."):
+        raise RuntimeError(f"flwr {flwr.__version__} is installed, oncofed works with {TESTED_FLOWER}.*; pip install 'flwr=={TESTED_FLOWER}.0'")
+
+
+class InProcessGrid(Grid):
+    """Flower's Grid over sites in this process: no serialisation, no threads, so a breakpoint in a site just stops.
+
+    A message is handled when its reply is pulled, one at a time: the server holds one reply, whatever the number of
+    sites. `fault(message)` may return `lost` (never arrives), `lost-reply` or `error`, to test what a server does then.
+    `through_wire` sends everything through Flower's own serialisation, as a deployment does.
+    """
+
+    all_present = True
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        node_configs: list[dict[str, Value]],
+        run_config: dict[str, Value] | None = None,
+        *,
+        fault: Callable[[Message], str | None] | None = None,
+        through_wire: bool = False,
+        order: Callable[[list[str]], list[str]] = list,
+    ) -> None:
+        check_version()
+        from flwr.supercore.run import Run
+        from flwr.supercore.task_identity import TaskIdentity
+
+        # Message(content, node, type) asks this private holder for its run; inside a process there is one run.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self.client_app, self.fault, self.through_wire, self.order = client_app, fault, through_wire, order
+        self._contexts = {
+            1000 + i: Context(run_id=1, node_id=1000 + i, node_config=dict(c), state=RecordDict(), run_config=dict(run_config or {}))
+            for i, c in enumerate(node_configs)
+        }
+        self._pending: dict[str, Message] = {}
+        self._run = Run.create_empty(run_id=1)
+
+    def set_run(self, run: object) -> None:
+        self._run = run  # type: ignore[assignment]
+
+    @property
+    def run(self):  # type: ignore[no-untyped-def]
+        return self._run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:  # type: ignore[no-untyped-def]
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=n) for n in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            identifier = str(uuid4())
+            message.metadata.__dict__["_message_id"] = identifier
+            self._pending[identifier] = message
+            ids.append(identifier)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The reply to one of the waiting messages; a lost one stays open, as it would on a network."""
+        for identifier in self.order([i for i in message_ids if i in self._pending]):
+            reply = self._handle(self._pending.pop(identifier))
+            if reply is not None:
+                return [reply]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        waiting, replies = set(self.push_messages(messages)), []
+        while new := list(self.pull_messages(sorted(waiting))):
+            replies += new
+            waiting -= {m.metadata.reply_to_message_id for m in new}
+        return replies
+
+    def _handle(self, message: Message) -> Message | None:
+        fault = self.fault(message) if self.fault else None
+        if fault == "lost":
+            return None
+        if self.through_wire:
+            message = _through_wire(message)
+        try:
+            if fault == "error":
+                raise RuntimeError("injected fault")
+            reply = self.client_app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # what flwr's SuperNode does with an exception of the ClientApp
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"), reply_to=message)
+        if fault == "lost-reply":
+            return None
+        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        return _through_wire(reply) if self.through_wire else reply
+
+
+def _through_wire(message: Message) -> Message:
+    """Serialise and deserialise as the deployment runtime does."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    identifier = message.metadata.message_id
+    contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+    out = inflate_object_from_contents(message.object_id, contents)
+    out.metadata.__dict__["_message_id"] = identifier
+    out.metadata.delivered_at = ""
+    return out  # type: ignore[return-value]
+
+
+def run_in_process(server_app: ServerApp, client_app: ClientApp, node_configs: list[dict[str, Value]], run_config: dict[str, Value]) -> None:
+    """Run a ServerApp over in-process sites; its exceptions are raised here."""
+    grid = InProcessGrid(client_app, node_configs, run_config)
+    server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)))
+
+
+def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[str, Value], *, cpus: int = 1, gpus: float = 0.0) -> None:
+    """Run on Flower's simulation runtime (Ray). `flwr run` does the same from a command line."""
+    check_version()
+    os.environ.update(QUIET)
+    from flwr.simulation.run_simulation import _run_simulation
+    from flwr.supercore.constant import NOOP_FEDERATION_ID
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supercore.telemetry import EventType
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    run = replace(Run.create_empty(run_id=1), override_config=run_config, federation_id=NOOP_FEDERATION_ID, primary_task_id=1)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
+    with _empty_folder() as folder:
+        _run_simulation(
+            num_supernodes=sites,
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+            server_app_attr=server_attr,
+            client_app_attr=client_attr,
+            server_app_context=context,
+            app_dir=str(folder),
+            run=run,
+            is_app=True,
+            backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": gpus}, "init_args": {"include_dashboard": False}},
+        )
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """A folder for Flower to put first on the path: the apps are imported from the installed package."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+

@@ -1,0 +1,1 @@
+"""Runs at the coordinator: never sees a patient row."""

@@ -1,0 +1,86 @@
+"""The Flower ServerApp: the phases of a study, from the first greeting to the results on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from oncofed.common import wire
+from oncofed.common.panel import GenePanel
+from oncofed.common.study import Study
+from oncofed.server.checkpoint import write_text
+from oncofed.server.fold import ALL_PATIENTS, FoldRun, greeting
+from oncofed.server.roster import Roster
+
+app = ServerApp()
+log = logging.getLogger("oncofed.server")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read the study from the run config (or the file that it names) and run it."""
+    config = dict(context.run_config)
+    file = str(config.get("study", ""))
+    study = Study.from_toml(Path(file)) if file else Study.from_run_config(config)
+    run_study(study, grid)
+
+
+def run_study(study: Study, grid: Grid) -> dict[str, Any]:
+    """Run all folds of a study; writes `results.json` and a model a fold below `runtime.out`, and returns the results."""
+    out = Path(study.runtime.out)
+    out.mkdir(parents=True, exist_ok=True)
+    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+    roster.gather(study.aggregation.min_sites, greeting(study))
+    cancers, panel = agree(study, roster)
+    log.info("%d sites, %d cancer types, %d genes (panel %s)", len(roster.hellos), len(cancers), len(panel), panel.hash)
+    folds = list(study.splits.only or range(study.splits.folds)) + ([ALL_PATIENTS] if study.splits.refit else [])
+    results: dict[str, Any] = {
+        "study": study.model_dump(mode="json"),
+        "package": wire.package_version(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sites": roster.sites,
+        "cancers": list(cancers),
+        "panel": {"genes": len(panel), "hash": panel.hash},
+        "folds": [],
+        "left_out": roster.left_out,
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("federation", total=len(folds) * study.training.rounds)
+
+        def advance(news: str) -> None:
+            log.info("%s", news)
+            progress.advance(bar)
+
+        for fold in folds:
+            results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out).run(advance))
+            progress.update(bar, completed=len(results["folds"]) * study.training.rounds)
+            write_text(out / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel]:
+    """Cancer types and gene panel of the study from the sites' greetings; refuses sites whose units cannot share a scale."""
+    families: dict[str, list[str]] = {}
+    for hello in roster.hellos.values():
+        families.setdefault(str(hello["unit_family"]), []).append(str(hello["site"]))
+    if len(families) > 1:
+        listed = "; ".join(f"{family}: {', '.join(sorted(sites))}" for family, sites in sorted(families.items()))
+        raise ValueError(f"sites deliver expression that cannot share a scale ({listed}); convert one group, or run two studies")
+    found = sorted({c for h in roster.hellos.values() for c in h["cancers"]})  # type: ignore[union-attr]
+    cancers = tuple(study.cancers or found)
+    absent = [c for c in cancers if c not in found]
+    if absent:
+        raise ValueError(f"cancers = {absent} are at no site; the sites hold {found}")
+    if study.panel.file:
+        return cancers, GenePanel.from_file(Path(study.panel.file))
+    genes = [h["genes"] for h in roster.hellos.values()]
+    return cancers, GenePanel.shared(genes, study.panel.min_site_share)  # type: ignore[arg-type]

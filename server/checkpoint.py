@@ -1,0 +1,39 @@
+"""Checkpoints and models on disk: safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from oncofed.common.blocks import Sum
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a crash leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def save_arrays(path: Path, arrays: Sum, about: dict[str, Any]) -> None:
+    """Arrays and a JSON description in one safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {"about": json.dumps(about)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
+    """What `save_arrays` wrote."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return arrays, json.loads(file.metadata()["about"])

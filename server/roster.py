@@ -1,0 +1,157 @@
+"""Who is in the federation: sites that have said hello, by node, and the question to all of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
+from oncofed.common.errors import Refusal
+
+log = logging.getLogger("oncofed.server")
+
+POLL_S = 0.2
+
+
+class NotEnoughSites(RuntimeError):
+    """Fewer sites than the study's `aggregation.min_sites` are online or gave a good answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A good reply: who, what it says, what it sums, and how many bytes came."""
+
+    site: str
+    config: wire.Config
+    arrays: Sum
+    bytes: int
+
+
+@dataclass
+class Roster:
+    """Sites by node id. `left_out` keeps every site that was left out of a round, with the reason."""
+
+    grid: Grid
+    wait_s: float
+    timeout_s: float
+    hellos: dict[int, wire.Config] = field(default_factory=dict)
+    left_out: list[dict[str, object]] = field(default_factory=list)
+    sent: int = 0
+    received: int = 0
+
+    def name(self, node: int) -> str:
+        return str(self.hellos[node]["site"]) if node in self.hellos else f"node {node}"
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted(str(h["site"]) for h in self.hellos.values())
+
+    def gather(self, min_sites: int, request: wire.Config, quiet_s: float = 2.0) -> None:
+        """Greet nodes until `min_sites` have answered and no new node came for `quiet_s`; raise after `wait_s`."""
+        deadline, last_new = time.monotonic() + self.wait_s, time.monotonic()
+        refused: dict[int, str] = {}
+        while True:
+            fresh = [n for n in self.grid.get_node_ids() if n not in self.hellos and n not in refused]
+            if fresh:
+                last_new = time.monotonic()
+                self._greet(fresh, request, refused)
+            known = set(self.grid.get_node_ids())
+            settled = known <= self.hellos.keys() | refused.keys()
+            # A simulator registers all its nodes at once; real sites trickle in, so wait a little for late ones.
+            if len(self.hellos) >= min_sites and settled and (time.monotonic() - last_new >= quiet_s or self._is_local()):
+                return
+            if time.monotonic() > deadline:
+                raise NotEnoughSites(
+                    f"{len(self.hellos)} sites online after {self.wait_s:g} s, aggregation.min_sites = {min_sites}"
+                    + "".join(f"; {reason}" for reason in refused.values())
+                )
+            time.sleep(POLL_S)
+
+    def greet_newcomers(self, request: wire.Config) -> None:
+        """Learn the names of nodes that came since; a restarted site has a new node id."""
+        online = set(self.grid.get_node_ids())
+        for node in [n for n in self.hellos if n not in online]:
+            del self.hellos[node]
+        fresh = [n for n in online if n not in self.hellos]
+        if fresh:
+            self._greet(fresh, request, {})
+
+    def ask(
+        self, kind: str, config: wire.Config, arrays: Sum | None, *, round_: int, only: Callable[[int], bool] = lambda _: True
+    ) -> Iterator[Answer]:
+        """Send one question to every site and yield good answers as they arrive; the others are logged with their reason."""
+        content = wire.request(config, arrays)
+        nodes = sorted((n for n in self.hellos if only(n)), key=self.name)
+        messages = [Message(content, n, kind, ttl=self.timeout_s, group_id=str(round_)) for n in nodes]
+        size = _size(content)
+        self.sent += size * len(messages)
+        by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        deadline = time.monotonic() + self.timeout_s
+        while by_id and time.monotonic() < deadline:
+            replies = list(self.grid.pull_messages(list(by_id)))
+            for reply in replies:
+                node = by_id.pop(reply.metadata.reply_to_message_id)
+                answer = self._read(reply, node, kind, round_)
+                if answer is not None:
+                    self.received += answer.bytes
+                    yield answer
+            if by_id and not replies:
+                time.sleep(POLL_S)
+        for node in by_id.values():
+            self.leave_out(self.name(node), kind, round_, f"no answer within {self.timeout_s:g} s (runtime.round_timeout_s)")
+
+    def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
+        """Log, and keep for the report, that a site was left out and why."""
+        log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
+        self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
+
+    def _greet(self, nodes: list[int], request: wire.Config, refused: dict[int, str]) -> None:
+        messages = [Message(wire.request(request), n, wire.HELLO, ttl=self.timeout_s) for n in nodes]
+        by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        deadline = time.monotonic() + min(self.wait_s, self.timeout_s)
+        while by_id and time.monotonic() < deadline:
+            replies = list(self.grid.pull_messages(list(by_id)))
+            for reply in replies:
+                node = by_id.pop(reply.metadata.reply_to_message_id)
+                before = len(self.left_out)
+                answer = self._read(reply, node, wire.HELLO, 0)
+                if answer is None:
+                    refused[node] = str(self.left_out[before]["reason"])
+                    continue
+                twin = next((n for n, h in self.hellos.items() if h["site"] == answer.site and n != node), None)
+                if twin is not None and twin in set(self.grid.get_node_ids()):
+                    refused[node] = f"a second node calls itself {answer.site}; give every site a name of its own"
+                    self.leave_out(answer.site, wire.HELLO, 0, refused[node])
+                    continue
+                self.hellos[node] = answer.config
+            if by_id and not replies:
+                time.sleep(POLL_S)
+
+    def _read(self, reply: Message, node: int, kind: str, round_: int) -> Answer | None:
+        name = self.name(node)
+        if reply.has_error():
+            self.leave_out(name, kind, round_, f"Flower error {reply.error.code}: {reply.error.reason}")
+            return None
+        try:
+            config = wire.read_config(reply.content, "from")
+            wire.check_protocol(config, name)
+            name = str(config["site"])
+            if "refusal" in config:
+                raise Refusal(str(config["refusal"]))
+            return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
+        except (Refusal, KeyError, TypeError, ValueError) as error:
+            self.leave_out(name, kind, round_, str(error))
+            return None
+
+    def _is_local(self) -> bool:
+        return bool(getattr(self.grid, "all_present", False))
+
+
+def _size(content) -> int:  # type: ignore[no-untyped-def]
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
