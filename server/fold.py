@@ -48,7 +48,7 @@ class FoldRun:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
         statistics = self._gather_statistics()
-        scaling, self.grid = _scaling(statistics), TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals)
+        scaling, self.grid = scaling_from(statistics), TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals)
         strategy = self._first_strategy(statistics)
         first_round, curve = self._resume(strategy)
         at_sites = 0.0
@@ -166,7 +166,7 @@ def greeting(study: Study) -> wire.Config:
     return {"study_json": study.model_dump_json()}
 
 
-def _scaling(statistics: Sum) -> Sum:
+def scaling_from(statistics: Sum) -> Sum:
     """Mean and standard deviation of each gene from its sums; genes without values get 0 and 1."""
     n = np.maximum(statistics["n"], 1.0)
     mean = statistics["sum"] / n

@@ -66,14 +66,18 @@ class EvidenceStrategy:
             raise NotEnoughSites(
                 f"round {round_}: {accumulator.count} good answers, aggregation.min_sites = {self.settings.min_sites}. " + "; ".join(reasons)
             )
-        mean, evidence = mean_by_block(accumulator.total(), self.blocks, self.settings.tau)
-        self.weights = self.optimizer.step(self.weights, mean, evidence)
-        by_block = dict(zip(self.blocks.names, evidence.tolist(), strict=True))
-        self._update_load(by_block)
+        by_block = self.step(*mean_by_block(accumulator.total(), self.blocks, self.settings.tau))
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
         loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum())
         return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()))
+
+    def step(self, mean: Sum, evidence: np.ndarray) -> dict[str, float]:
+        """Move the global weights by the mean change; returns the evidence by block's name."""
+        self.weights = self.optimizer.step(self.weights, mean, evidence)
+        by_block = dict(zip(self.blocks.names, evidence.tolist(), strict=True))
+        self._update_load(by_block)
+        return by_block
 
     def _update_load(self, evidence: dict[str, float]) -> None:
         for group, n in self.mixtures.items():

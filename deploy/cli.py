@@ -1,0 +1,156 @@
+"""The `oncofed` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help="Federated multi-site training for cancer.")
+site = typer.Typer(no_args_is_help=True, help="For a hospital: check the data before anything starts.")
+data = typer.Typer(no_args_is_help=True, help="For a researcher: make site folders.")
+study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: write and check a study.")
+cli.add_typer(site, name="site")
+cli.add_typer(data, name="data")
+cli.add_typer(study_cli, name="study")
+
+out = Console()
+err = Console(stderr=True)
+
+
+@site.command("check")
+def site_check(
+    folder: Annotated[Path, typer.Argument(help="site folder with site.toml and tables")],
+    panel: Annotated[Path | None, typer.Option(help="gene panel, one gene a line, to measure the overlap with")] = None,
+) -> None:
+    """Report what a site holds and every problem in one pass; exit code 1 when there is an error. Prints no patient."""
+    from oncofed.client.data.check import check_site
+    from oncofed.common.panel import GenePanel
+
+    report = check_site(folder, GenePanel.from_file(panel) if panel else None)
+    facts = Table(title=f"Site {report.site}", show_header=False, title_justify="left")
+    for key, value in report.facts.items():
+        facts.add_row(key, value)
+    out.print(facts)
+    if report.findings:
+        table = Table("level", "file", "column", "count", "problem", "remedy", title="Findings", title_justify="left")
+        for f in sorted(report.findings, key=lambda f: f.level):
+            style = "red" if f.level == "error" else "yellow"
+            table.add_row(f"[{style}]{f.level}[/]", f.file, f.column, str(f.count), f.problem, f.remedy)
+        out.print(table)
+    out.print("[green]ready[/]" if report.ok else "[red]not ready: mend the errors above[/]")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@data.command("split")
+def data_split(
+    source: Annotated[Path, typer.Argument(help="folder with clinical.csv, expression/<COHORT>.*, pathology/<COHORT>.*")],
+    target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
+    by: Annotated[str, typer.Option(help="clinical column that names the institution")] = "institution",
+    min_patients: Annotated[int, typer.Option(help="institutions with fewer patients are merged or dropped")] = 40,
+    rest: Annotated[str, typer.Option(help="merge | drop the small institutions")] = "merge",
+    unit: Annotated[str | None, typer.Option(help="counts | tpm | log2 | zscore; without it, recognised where there is no doubt")] = None,
+    time_unit: Annotated[str | None, typer.Option(help="days | months | years, where the column's name does not say it")] = None,
+) -> None:
+    """Turn pooled tables into one site folder per institution."""
+    from oncofed.deploy.split import split_pooled
+
+    _one_of("--rest", rest, ("merge", "drop"))
+    _one_of("--unit", unit, ("counts", "tpm", "log2", "zscore", None))
+    _one_of("--time-unit", time_unit, ("days", "months", "years", None))
+    with err.status("splitting"):
+        folders, used = split_pooled(source, target, by=by, min_patients=min_patients, rest=rest, unit=unit, time_unit=time_unit)  # type: ignore[arg-type]
+    out.print(f"{len(folders)} sites in {target}, expression unit {used} ({'as given' if unit else 'recognised from the values'})")
+
+
+@data.command("synth")
+def data_synth(
+    target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
+    sites: Annotated[int, typer.Option(min=1)] = 6,
+    patients: Annotated[int, typer.Option(min=20)] = 900,
+    genes: Annotated[int, typer.Option(min=10)] = 240,
+    cancers: Annotated[int, typer.Option(min=1)] = 4,
+    seed: int = 0,
+) -> None:
+    """Write a synthetic pan-cancer consortium with known truth."""
+    from oncofed.deploy.synth import SynthSettings, write_consortium
+
+    folders = write_consortium(target, SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, seed=seed))
+    out.print(f"{len(folders)} sites in {target}; the truth behind them in {target / 'truth.json'}")
+
+
+@study_cli.command("check")
+def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -> None:
+    """Validate a study file and show it with every default filled in."""
+    from oncofed.common.study import Study
+
+    out.print_json(Study.from_toml(file).model_dump_json())
+
+
+@cli.command("simulate")
+def simulate_command(
+    sites: Annotated[Path, typer.Argument(help="folder of site folders")],
+    study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
+    compare: Annotated[str, typer.Option(help="comma-separated: pooled,local,ridge,fedavg")] = "",
+    target: Annotated[Path, typer.Option("--out", help="folder for results, models and report")] = Path("out"),
+    engine: Annotated[str, typer.Option(help="local (in this process) | ray")] = "local",
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="override a key of the study: -s training.rounds=10")] = None,
+    resume: Annotated[bool, typer.Option(help="continue from the checkpoints in --out")] = False,
+) -> None:
+    """Run a federation over site folders on this machine, compare it, and write a report."""
+    from oncofed.common.study import Study
+    from oncofed.deploy.compare import compare as run_compare
+    from oncofed.deploy.present import print_tables, write_comparison
+
+    _one_of("--engine", engine, ("local", "ray"))
+    overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
+    chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
+    comparison = run_compare(chosen, sites, tuple(m for m in compare.split(",") if m), engine)  # type: ignore[arg-type]
+    report = write_comparison(comparison, target)
+    print_tables(comparison, out)
+    out.print(f"report: {report}")
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` with TOML values; bare words are text."""
+    import tomllib
+
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise ValueError(f"--set {pair}: write key=value")
+        try:
+            result[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = value.strip()
+    return result
+
+
+def _one_of(option: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} {value}: choose one of {', '.join(a for a in allowed if a)}")
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one message, without a traceback."""
+    handler = RichHandler(console=err, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("oncofed").setLevel(os.environ.get("ONCOFED_LOG", "WARNING").upper())
+    try:
+        cli()
+    except (ValueError, RuntimeError) as error:
+        if os.environ.get("ONCOFED_DEBUG"):
+            raise
+        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
