@@ -43,6 +43,8 @@ class Model(Section):
     input_dropout: float = Field(0.3, ge=0, lt=1, description="share of genes hidden from the model in a training step")
     gate_noise: bool = True
     gate_sees_cancer: bool = True
+    shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
+    first_layer_scale: float = Field(0.001, ge=0, description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge")
     dispatch: Literal["routed", "dense"] = "routed"
     expert_dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -103,7 +103,7 @@ def simulate_command(
     study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
     compare: Annotated[str, typer.Option(help="comma-separated: pooled,local,ridge,fedavg")] = "",
     target: Annotated[Path, typer.Option("--out", help="folder for results, models and report")] = Path("out"),
-    engine: Annotated[str, typer.Option(help="local (in this process) | ray")] = "local",
+    engine: Annotated[str, typer.Option(help="local (in this process) | ray | superlink (real processes on loopback)")] = "local",
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="override a key of the study: -s training.rounds=10")] = None,
     resume: Annotated[bool, typer.Option(help="continue from the checkpoints in --out")] = False,
 ) -> None:
@@ -112,7 +112,7 @@ def simulate_command(
     from oncofed.deploy.compare import compare as run_compare
     from oncofed.deploy.present import print_tables, write_comparison
 
-    _one_of("--engine", engine, ("local", "ray"))
+    _one_of("--engine", engine, ("local", "ray", "superlink"))
     overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
     comparison = run_compare(chosen, sites, tuple(m for m in compare.split(",") if m), engine)  # type: ignore[arg-type]

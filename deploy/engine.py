@@ -5,9 +5,9 @@ The one module that touches Flower's private parts; `check_version` guards them.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
+
+from oncofed.deploy.bundle import write_bundle
 
 TESTED_FLOWER = "1.41"
 
@@ -162,7 +164,8 @@ def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     run = replace(Run.create_empty(run_id=1), override_config=run_config, federation_id=NOOP_FEDERATION_ID, primary_task_id=1)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
-    with _empty_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        write_bundle(Path(folder), run_config)
         _run_simulation(
             num_supernodes=sites,
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
@@ -174,14 +177,3 @@ def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[
             is_app=True,
             backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": gpus}, "init_args": {"include_dashboard": False}},
         )
-
-
-@contextlib.contextmanager
-def _empty_folder() -> Iterator[Path]:
-    """A folder for Flower to put first on the path: the apps are imported from the installed package."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-

@@ -14,9 +14,10 @@ from oncofed.client.app import app as client_app
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.study import Study
 from oncofed.deploy.engine import run_in_process, run_on_ray
+from oncofed.deploy.loopback import run_on_superlink
 from oncofed.server.app import app as server_app
 
-Engine = Literal["local", "ray"]
+Engine = Literal["local", "ray", "superlink"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ def simulate(study: Study, sites: Path, engine: Engine = "local") -> SimulatedRu
     config = study.run_config() | {"sites": str(sites.resolve()), "runtime.out": str(Path(study.runtime.out).resolve())}
     if engine == "ray":
         run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
+    elif engine == "superlink":
+        absolute = study.changed(runtime__out=str(Path(study.runtime.out).resolve()))
+        run_on_superlink(absolute, folders, Path(study.runtime.out).resolve() / "processes")
     else:
         nodes: list[dict[str, bool | int | float | str]] = [{"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))]
         run_in_process(server_app, client_app, nodes, config)

@@ -34,6 +34,8 @@ def _gene_moe(study: Study, genes: int, cancers: tuple[str, ...], intervals: int
         input_dropout=m.input_dropout,
         gate_noise=m.gate_noise,
         gate_sees_cancer=m.gate_sees_cancer,
+        shared_expert=m.shared_expert,
+        first_layer_scale=m.first_layer_scale,
         dispatch=m.dispatch,
         expert_dtype=m.expert_dtype,
         **m.encoder(),

@@ -41,6 +41,8 @@ class GeneMOE(nn.Module):
         input_dropout: float,
         gate_noise: bool,
         gate_sees_cancer: bool,
+        shared_expert: bool,
+        first_layer_scale: float,
         dispatch: str,
         expert_dtype: str,
     ) -> None:
@@ -50,6 +52,12 @@ class GeneMOE(nn.Module):
         gate_cancers = len(cancers) if gate_sees_cancer else 0
         self.gate = NoisyTopKGate(genes, experts, top_k, noise=gate_noise, cancers=gate_cancers)
         self.experts = ExpertLayer(experts, genes, width)
+        self.shared = nn.Linear(genes, width) if shared_expert else None
+        with torch.no_grad():
+            self.experts.weight.mul_(first_layer_scale)
+            if self.shared is not None:
+                nn.init.xavier_normal_(self.shared.weight).mul_(first_layer_scale)
+                nn.init.zeros_(self.shared.bias)
         if attention_experts:
             self.attention_gate = NoisyTopKGate(width, attention_experts, attention_top_k, noise=gate_noise)
             self.attention = AttentionExperts(attention_experts, width)
@@ -74,7 +82,10 @@ class GeneMOE(nn.Module):
         """Training noise is drawn from `generator`; without one the output is deterministic."""
         x_BG = dropout(x_BG, self.p_input, generator)
         gate_BE, clean_BE = self.gate(x_BG, cancer_B, generator)
-        h_BD = dropout(self._mix(self.experts, x_BG, gate_BE), self.p_hidden, generator)
+        h_BD = self._mix(self.experts, x_BG, gate_BE)
+        if self.shared is not None:
+            h_BD = h_BD + torch.tanh(self.shared(x_BG))
+        h_BD = dropout(h_BD, self.p_hidden, generator)
         shares, logits = {EXPERT: gate_BE}, {EXPERT: clean_BE}
         if self.attention is not None and self.attention_gate is not None:
             gate_BA, clean_BA = self.attention_gate(h_BD, cancer_B, generator)
