@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"width": 16, "latent": 8, "experts": 4, "top_k": 2, "attention_experts": 2, "attention_top_k": 1},
+    "tiny": {"width": 16, "latent": 8, "experts": 4, "top_k": 2, "attention_experts": 3, "attention_top_k": 2},
     "small": {"width": 256, "latent": 64, "experts": 8, "top_k": 2, "attention_experts": 4, "attention_top_k": 2},
     "paper": {"width": 1024, "latent": 256, "experts": 15, "top_k": 6, "attention_experts": 4, "attention_top_k": 2},
 }
@@ -49,13 +49,15 @@ class Model(Section):
     expert_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def encoder(self) -> dict[str, int]:
-        """The encoder's numbers after overrides; raises where top-k exceeds the experts."""
+        """The encoder's numbers after overrides; raises where top-k exceeds the experts or leaves the gate without a gradient."""
         size = dict(ENCODER_SIZES[self.size])
         for key in size:
             value = getattr(self, key)
             if value > 0 or (key == "attention_experts" and value == 0):
                 size[key] = value
         for experts, k in (("experts", "top_k"), ("attention_experts", "attention_top_k")):
+            if size[experts] > 1 and size[k] < 2:
+                raise ValueError(f"model.{k} = 1 leaves the gate untrained (a softmax over one expert is constant); use 2 or more")
             if size[experts] and size[k] > size[experts]:
                 raise ValueError(f"model.{k} = {size[k]} exceeds model.{experts} = {size[experts]}; lower {k} or add experts")
         return size
