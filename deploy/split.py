@@ -46,6 +46,8 @@ def split_pooled(
     unit = unit or recognise_unit(next(iter(expression.values())))
     if out.exists() and any(out.glob("*/site.toml")):
         raise ValueError(f"{out} holds sites already; choose another folder or remove it")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; choose another folder")
     sizes = clinical[by].map(clinical[by].value_counts())
     group = clinical[by].astype(str).where(sizes >= min_patients, "Rest" if rest == "merge" else None)
     table = clinical.rename(columns={time_column: "time"}).drop(columns=[by])
@@ -64,10 +66,8 @@ def split_pooled(
             if parts:
                 pd.concat(parts).rename_axis("patient").to_parquet(folder / f"{kind}.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not any(out.iterdir()):
-        out.rmdir()
     if out.exists():
-        raise ValueError(f"{out} is not empty; choose another folder")
+        out.rmdir()
     temporary.rename(out)
     return sorted(p for p in out.iterdir() if p.is_dir()), unit
 

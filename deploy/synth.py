@@ -54,7 +54,8 @@ def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
     effect = np.zeros((s.cancers, s.cancers + 1))
     effect[:, 0] = s.shared_effect
     effect[np.arange(s.cancers), np.arange(1, s.cancers + 1)] = s.own_effect * rng.choice([-1, 1], s.cancers)
-    sizes = rng.dirichlet(np.full(s.sites, 2.0)) * s.patients * 0.6 + s.patients * 0.4 / s.sites
+    share = np.linspace(1.0, 3.0, s.sites)  # the largest site holds three times the smallest
+    sizes = rng.permutation(share / share.sum()) * s.patients
     folders = []
     for i in range(s.sites):
         n, mix = int(sizes[i]), rng.dirichlet(np.full(s.cancers, 0.6))
