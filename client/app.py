@@ -10,11 +10,10 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.site import SiteFolder, list_sites
-from oncofed.client.release import Door
 from oncofed.client.policy import Policy
+from oncofed.client.release import Door
 from oncofed.client.session import Session
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
@@ -97,7 +96,11 @@ def train(session: Session) -> Answer:
     """A round's local steps: evidence and evidence-weighted change of each block."""
     cohort = session.training_cohort()
     total, loss, seconds = session.train(cohort)
-    return {"loss": loss, "patients": len(cohort), "seconds": seconds, "device": session.device_name}, total, len(cohort)
+    return (
+        {"loss": loss, "patients": len(cohort), "seconds": seconds, "device": session.device_name},
+        total,
+        len(cohort),
+    )
 
 
 @app.evaluate()
@@ -106,5 +109,3 @@ def evaluate(session: Session) -> Answer:
     """Sums over the held-out fold: pairs, losses and routing by cancer type."""
     cohort: Cohort = session.test_cohort()
     return {}, session.evaluate(cohort), len(cohort)
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from oncofed.common.errors import Refusal
 
 
@@ -17,7 +16,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise Refusal(f"runtime.device = {name!r} is not available here; use 'auto', 'cpu' or a device of this machine") from None
+        raise Refusal(
+            f"runtime.device = {name!r} is not available here; use 'auto', 'cpu' or a device of this machine"
+        ) from None
     return device
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from oncofed.common.errors import Refusal
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Policy(BaseModel):
@@ -18,7 +17,9 @@ class Policy(BaseModel):
     min_patients: int = Field(10, ge=1, description="no sum over fewer patients leaves")
     min_test_patients: int = Field(1, ge=1, description="no evaluation over fewer patients leaves")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")
-    allow: tuple[str, ...] = Field(("query.hello", "query.statistics", "train", "evaluate"), description="kinds of message that are answered")
+    allow: tuple[str, ...] = Field(
+        ("query.hello", "query.statistics", "train", "evaluate"), description="kinds of message that are answered"
+    )
 
     @classmethod
     def read(cls, folder: Path) -> Policy:
@@ -29,4 +30,6 @@ class Policy(BaseModel):
         try:
             return cls.model_validate(tomllib.loads(file.read_text()))
         except (tomllib.TOMLDecodeError, ValidationError, OSError) as error:
-            raise Refusal(f"the site's policy.toml cannot be used ({type(error).__name__}); the site's engineer must correct it") from None
+            raise Refusal(
+                f"the site's policy.toml cannot be used ({type(error).__name__}); the site's engineer must correct it"
+            ) from None

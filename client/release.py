@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
-
 from oncofed.client.policy import Policy
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
@@ -31,15 +30,21 @@ class Door:
     def admit(self, kind: str, rounds: int) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
         if kind not in self.policy.allow:
-            raise Refusal(f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})")
+            raise Refusal(
+                f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
+            )
         if rounds > self.policy.max_rounds:
-            raise Refusal(f"site {self.site}: the study wants {rounds} rounds, the site's policy allows {self.policy.max_rounds}")
+            raise Refusal(
+                f"site {self.site}: the study wants {rounds} rounds, the site's policy allows {self.policy.max_rounds}"
+            )
 
     def release(self, kind: str, config: wire.Config, total: Sum | None, *, patients: int) -> RecordDict:
         """Pack `total`, a sum over `patients` patients, for the server, and write what left to the log."""
         wanted = self.policy.min_test_patients if kind == wire.EVALUATE else self.policy.min_patients
         if total is not None and patients < wanted:
-            raise Refusal(f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants")
+            raise Refusal(
+                f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants"
+            )
         for name, value in (total or {}).items():
             if not np.isfinite(value).all():
                 raise Refusal(

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
-
 from oncofed.client.data.cohort import Cohort, gene_names, open_cohort
 from oncofed.client.data.read import read_clinical
 from oncofed.client.data.site import SiteFolder
@@ -71,7 +70,12 @@ class Session:
     @property
     def stamp(self) -> wire.Config:
         """What every answer repeats, so that the server can refuse an answer to another question."""
-        return {"study": self.study.name, "fold": self.fold, "round": self.round, "panel_hash": str(self.ask.get("panel_hash", ""))}
+        return {
+            "study": self.study.name,
+            "fold": self.fold,
+            "round": self.round,
+            "panel_hash": str(self.ask.get("panel_hash", "")),
+        }
 
     @property
     def cancers(self) -> tuple[str, ...]:
@@ -96,7 +100,9 @@ class Session:
         if "genes" in self.ask:
             panel = GenePanel(tuple(map(str, self.ask["genes"])))  # type: ignore[arg-type]
             if panel.hash != wanted:
-                raise Refusal(f"site {self.site.name}: the panel in the message has hash {panel.hash}, the message says {wanted}")
+                raise Refusal(
+                    f"site {self.site.name}: the panel in the message has hash {panel.hash}, the message says {wanted}"
+                )
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -104,7 +110,9 @@ class Session:
                 os.replace(temporary, file)
             return panel
         if not file.exists():
-            raise Refusal(f"site {self.site.name}: gene panel {wanted} is unknown here; the study must begin with its statistics phase")
+            raise Refusal(
+                f"site {self.site.name}: gene panel {wanted} is unknown here; the study must begin with its statistics phase"
+            )
         return GenePanel.from_file(file)
 
     @cached_property
@@ -125,7 +133,12 @@ class Session:
         """Genes of the panel without any value here; they are filled with the federation's mean."""
         missing = int(np.isnan(cohort.x_NG).all(axis=0).sum())
         if missing:
-            log.warning("%s: %d of %d genes of the panel are missing and filled with the federation's mean", self.site.name, missing, len(self.panel))
+            log.warning(
+                "%s: %d of %d genes of the panel are missing and filled with the federation's mean",
+                self.site.name,
+                missing,
+                len(self.panel),
+            )
         return missing
 
     # -- model ---------------------------------------------------------------------------------------------------------
@@ -144,14 +157,18 @@ class Session:
 
     @cached_property
     def model(self) -> GeneMOE:
-        return build_empty(self.study, self.device, genes=len(self.panel), cancers=self.cancers, intervals=len(self.grid))
+        return build_empty(
+            self.study, self.device, genes=len(self.panel), cancers=self.cancers, intervals=len(self.grid)
+        )
 
     def batch(self, cohort: Cohort) -> Batch:
         return Batch.of(cohort, self.arrays["mean"], self.arrays["sd"], self.grid, self.device)
 
     @cached_property
     def weights(self) -> Sum:
-        return {name.removeprefix("weights/"): value for name, value in self.arrays.items() if name.startswith("weights/")}
+        return {
+            name.removeprefix("weights/"): value for name, value in self.arrays.items() if name.startswith("weights/")
+        }
 
     # -- what the handlers do ------------------------------------------------------------------------------------------
 
@@ -216,5 +233,7 @@ class Session:
             writer.writerow(["patient", "cancer_type", "time_months", "event", "split", "risk"])
             for i in range(len(c)):
                 split = "test" if c.fold[i] == self.fold else "train"
-                writer.writerow([c.patient[i], self.cancers[c.cancer[i]], c.time[i], c.event[i], split, repr(float(risk[i]))])
+                writer.writerow(
+                    [c.patient[i], self.cancers[c.cancer[i]], c.time[i], c.event[i], split, repr(float(risk[i]))]
+                )
         os.replace(temporary, file)

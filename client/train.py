@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.blocks import Blocks, Sum, weigh
 from oncofed.common.models.build import get_weights, set_weights
@@ -16,6 +14,7 @@ from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.study import Study
 from oncofed.common.survival import TimeGrid, cox_loss, piecewise_exponential_loss, to_tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def train_locally(
     model.train()
     start = {name: p.detach().clone() for name, p in model.named_parameters()} if t.prox_mu else {}
     blocks = model.blocks()
-    load_t = {group: torch.as_tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
+    load_t = {group: torch.tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
     generator = torch.Generator(device=device).manual_seed(seed)
     optimizer = _optimizer(model, study, round_)
     size = min(t.batch_size or len(batch), len(batch))

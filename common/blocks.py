@@ -38,10 +38,14 @@ class Blocks:
         """Evidence in the order of `names`, float64 `[blocks]`; raises on a block without evidence or below zero."""
         missing = [name for name in self.names if name not in evidence]
         if missing:
-            raise ValueError(f"evidence is missing for blocks {missing[:5]}; every block of the model needs a value (0 if unused)")
+            raise ValueError(
+                f"evidence is missing for blocks {missing[:5]}; every block of the model needs a value (0 if unused)"
+            )
         values = np.array([evidence[name] for name in self.names], dtype=np.float64)
         if not np.isfinite(values).all() or (values < 0).any():
-            raise ValueError(f"evidence must be finite and >= 0, got {dict(zip(self.names, values.tolist(), strict=True))}")
+            raise ValueError(
+                f"evidence must be finite and >= 0, got {dict(zip(self.names, values.tolist(), strict=True))}"
+            )
         return values
 
     def spread(self, values: np.ndarray, parameter: str, ndim: int) -> np.ndarray:

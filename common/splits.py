@@ -13,7 +13,9 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def deal_folds(patients: np.ndarray, cancer: np.ndarray, event: np.ndarray, *, folds: int, seed: int, site: str) -> np.ndarray:
+def deal_folds(
+    patients: np.ndarray, cancer: np.ndarray, event: np.ndarray, *, folds: int, seed: int, site: str
+) -> np.ndarray:
     """Fold `[patients]` of each patient, stratified by cancer type and event.
 
     Within a stratum the patients, in an order drawn from the seed and their names, are dealt round the table from a

@@ -44,7 +44,11 @@ class Model(Section):
     gate_noise: bool = True
     gate_sees_cancer: bool = True
     shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
-    first_layer_scale: float = Field(0.001, ge=0, description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge")
+    first_layer_scale: float = Field(
+        0.001,
+        ge=0,
+        description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge",
+    )
     dispatch: Literal["routed", "dense"] = "routed"
     expert_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -57,9 +61,13 @@ class Model(Section):
                 size[key] = value
         for experts, k in (("experts", "top_k"), ("attention_experts", "attention_top_k")):
             if size[experts] > 1 and size[k] < 2:
-                raise ValueError(f"model.{k} = 1 leaves the gate untrained (a softmax over one expert is constant); use 2 or more")
+                raise ValueError(
+                    f"model.{k} = 1 leaves the gate untrained (a softmax over one expert is constant); use 2 or more"
+                )
             if size[experts] and size[k] > size[experts]:
-                raise ValueError(f"model.{k} = {size[k]} exceeds model.{experts} = {size[experts]}; lower {k} or add experts")
+                raise ValueError(
+                    f"model.{k} = {size[k]} exceeds model.{experts} = {size[experts]}; lower {k} or add experts"
+                )
         return size
 
     @model_validator(mode="after")
@@ -80,7 +88,9 @@ class Panel(Section):
     """Which genes: those that enough sites hold, or an ordered list in a file at the coordinator (one name a line)."""
 
     file: str = ""
-    min_site_share: float = Field(1.0, gt=0, le=1, description="a gene enters when at least this share of the sites hold it")
+    min_site_share: float = Field(
+        1.0, gt=0, le=1, description="a gene enters when at least this share of the sites hold it"
+    )
 
 
 class Training(Section):
@@ -96,7 +106,9 @@ class Training(Section):
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
     clip_norm: float = Field(0.0, ge=0, description="clip the gradient of a step; 0: off")
-    evaluate_every: int = Field(5, ge=0, description="score the held-out fold every so many rounds for the curve; 0: only at the end")
+    evaluate_every: int = Field(
+        5, ge=0, description="score the held-out fold every so many rounds for the curve; 0: only at the end"
+    )
 
 
 class Aggregation(Section):
@@ -179,7 +191,9 @@ class Study(Section):
         try:
             data = tomllib.loads(path.read_text())
         except OSError as error:
-            raise ValueError(f"{path}: the study file cannot be read ({error.strerror}); name an existing TOML file") from None
+            raise ValueError(
+                f"{path}: the study file cannot be read ({error.strerror}); name an existing TOML file"
+            ) from None
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: not valid TOML: {error}") from None
         return cls.parse(merge(data, overrides or {}), str(path))

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 
@@ -54,7 +53,9 @@ def request(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> R
 
 def reply(site: str, config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> RecordDict:
     """The content of a site's answer."""
-    content = RecordDict({"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), **config})})
+    content = RecordDict(
+        {"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), **config})}
+    )
     if arrays is not None:
         content["arrays"] = pack_arrays(arrays)
     return content
@@ -62,13 +63,17 @@ def reply(site: str, config: Config, arrays: Mapping[str, np.ndarray] | None = N
 
 def refusal(site: str, reason: str) -> RecordDict:
     """The content of an answer that says why there is no answer."""
-    return RecordDict({"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), "refusal": reason})})
+    return RecordDict(
+        {"from": ConfigRecord({"site": site, "protocol": PROTOCOL, "package": package_version(), "refusal": reason})}
+    )
 
 
 def read_config(content: RecordDict, key: str) -> Config:
     """The `ask` or `from` part as a plain dict."""
     if key not in content.config_records:
-        raise Refusal(f"the message has no part '{key}'; the other party runs something else than oncofed protocol {PROTOCOL}")
+        raise Refusal(
+            f"the message has no part '{key}'; the other party runs something else than oncofed protocol {PROTOCOL}"
+        )
     return dict(content.config_records[key])  # type: ignore[arg-type]
 
 
@@ -94,11 +99,15 @@ def _pack(value: np.ndarray) -> Array:
 
 def _unpack(name: str, array: Array) -> np.ndarray:
     if array.stype != _RAW:
-        raise Refusal(f"array '{name}' is packed as {array.stype!r}, expected {_RAW!r}; install the same oncofed version on both sides")
+        raise Refusal(
+            f"array '{name}' is packed as {array.stype!r}, expected {_RAW!r}; install the same oncofed version on both sides"
+        )
     kind = np.dtype(array.dtype)
     if kind.kind not in "fiub":
         raise Refusal(f"array '{name}' has dtype {array.dtype}; only plain numbers travel")
     flat = np.frombuffer(array.data, dtype=kind.newbyteorder("<"))
     if flat.size != int(np.prod(array.shape, dtype=np.int64)):
-        raise Refusal(f"array '{name}' holds {flat.size} numbers, its shape {array.shape} wants {int(np.prod(array.shape))}")
+        raise Refusal(
+            f"array '{name}' holds {flat.size} numbers, its shape {array.shape} wants {int(np.prod(array.shape))}"
+        )
     return flat.reshape(array.shape)

@@ -16,7 +16,15 @@ def write_bundle(folder: Path, config: dict[str, bool | int | float | str]) -> P
         "components": {"serverapp": "oncofed.server.app:app", "clientapp": "oncofed.client.app:app"},
         "config": {"study": "", "sites": ""} | config,
     }
-    project = {"name": "oncofed-study", "version": "1.0.0", "description": "An oncofed study: configuration only", "license": "Apache-2.0", "dependencies": []}
+    project = {
+        "name": "oncofed-study",
+        "version": "1.0.0",
+        "description": "An oncofed study: configuration only",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
     (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
-    (folder / "README.md").write_text("An oncofed study. It holds configuration only; every party runs the oncofed that it installed.\n")
+    (folder / "README.md").write_text(
+        "An oncofed study. It holds configuration only; every party runs the oncofed that it installed.\n"
+    )
     return folder

@@ -15,9 +15,6 @@ import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import multivariate_logrank_test
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts
 from oncofed.common.panel import GenePanel
@@ -26,6 +23,8 @@ from oncofed.common.study import Study
 from oncofed.deploy.reference import Pool, predict_local, predict_pooled, predict_ridge
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 from oncofed.server.checkpoint import load_arrays
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METHODS = ("pooled", "local", "ridge", "fedavg")
 DRAWS = 500
@@ -48,7 +47,12 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
         if method == main:
             continue
         if method == "fedavg":
-            other = study.changed(name=f"{study.name}-fedavg", aggregation__rule="fedavg", runtime__out=str(out / "fedavg"), splits__refit=False)
+            other = study.changed(
+                name=f"{study.name}-fedavg",
+                aggregation__rule="fedavg",
+                runtime__out=str(out / "fedavg"),
+                splits__refit=False,
+            )
             again = simulate(other, sites, engine)
             tables[method], costs[method] = again.predictions, _cost(again, time.perf_counter() - begin)
         else:
@@ -57,7 +61,9 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
     return {
         "results": run.results,
         "methods": {name: summarise(table, study.seed) | {"cost": costs[name]} for name, table in tables.items()},
-        "differences": {name: difference(tables[main], table, study.seed) for name, table in tables.items() if name != main},
+        "differences": {
+            name: difference(tables[main], table, study.seed) for name, table in tables.items() if name != main
+        },
         "main": main,
         "sites": site_table(tables),
         "risk_groups": risk_groups(tables[main]),
@@ -70,7 +76,9 @@ def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.
     folds = [int(f["fold"]) for f in results["folds"] if f["fold"] >= 0]
     _, about = load_arrays(out / f"model-fold-{folds[0]}.safetensors")
     pool = Pool.open(sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]))
-    predict: Callable[..., pd.DataFrame] = {"pooled": predict_pooled, "local": predict_local, "ridge": predict_ridge}[method]
+    predict: Callable[..., pd.DataFrame] = {"pooled": predict_pooled, "local": predict_local, "ridge": predict_ridge}[
+        method
+    ]
     ticks = {"pooled": study.training.rounds, "local": len(pool.cohorts), "ridge": 4}[method] * len(folds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -117,9 +125,13 @@ def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Mean within-cancer C-index with a 95 % bootstrap interval, by cancer, and over all patients mixed (labelled)."""
     by_cancer = draw_concordance(table, seed)
     test = table[table["split"] == "test"]
-    mixed = [concordance_index(*(p[c].to_numpy() for c in ("risk", "time_months", "event"))) for _, p in test.groupby("fold")]
+    mixed = [
+        concordance_index(*(p[c].to_numpy() for c in ("risk", "time_months", "event"))) for _, p in test.groupby("fold")
+    ]
     return {
-        "c_index": _interval(float(np.mean([p for p, _ in by_cancer.values()])), _nanmean(np.array([d for _, d in by_cancer.values()]))),
+        "c_index": _interval(
+            float(np.mean([p for p, _ in by_cancer.values()])), _nanmean(np.array([d for _, d in by_cancer.values()]))
+        ),
         "by_cancer": {cancer: _interval(point, draws) for cancer, (point, draws) in by_cancer.items()},
         "all_cancers_mixed": float(np.nanmean(mixed)),
     }

@@ -18,7 +18,6 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-
 from oncofed.deploy.bundle import write_bundle
 
 TESTED_FLOWER = "1.41"
@@ -37,7 +36,9 @@ Value = bool | int | float | str
 def check_version() -> None:
     """Refuse a Flower whose private parts were not tested here."""
     if not flwr.__version__.startswith(TESTED_FLOWER + "."):
-        raise RuntimeError(f"flwr {flwr.__version__} is installed, oncofed works with {TESTED_FLOWER}.*; pip install 'flwr=={TESTED_FLOWER}.0'")
+        raise RuntimeError(
+            f"flwr {flwr.__version__} is installed, oncofed works with {TESTED_FLOWER}.*; pip install 'flwr=={TESTED_FLOWER}.0'"
+        )
 
 
 class InProcessGrid(Grid):
@@ -68,7 +69,9 @@ class InProcessGrid(Grid):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.client_app, self.fault, self.through_wire, self.order = client_app, fault, through_wire, order
         self._contexts = {
-            1000 + i: Context(run_id=1, node_id=1000 + i, node_config=dict(c), state=RecordDict(), run_config=dict(run_config or {}))
+            1000 + i: Context(
+                run_id=1, node_id=1000 + i, node_config=dict(c), state=RecordDict(), run_config=dict(run_config or {})
+            )
             for i, c in enumerate(node_configs)
         }
         self._pending: dict[str, Message] = {}
@@ -125,7 +128,9 @@ class InProcessGrid(Grid):
                 raise RuntimeError("injected fault")
             reply = self.client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # what flwr's SuperNode does with an exception of the ClientApp
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"), reply_to=message)
+            reply = Message(
+                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"), reply_to=message
+            )
         if fault == "lost-reply":
             return None
         reply.metadata.__dict__["_message_id"] = str(uuid4())
@@ -140,18 +145,23 @@ def _through_wire(message: Message) -> Message:
     identifier = message.metadata.message_id
     contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
     out = inflate_object_from_contents(message.object_id, contents)
+    assert isinstance(out, Message)
     out.metadata.__dict__["_message_id"] = identifier
     out.metadata.delivered_at = ""
-    return out  # type: ignore[return-value]
+    return out
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, node_configs: list[dict[str, Value]], run_config: dict[str, Value]) -> None:
+def run_in_process(
+    server_app: ServerApp, client_app: ClientApp, node_configs: list[dict[str, Value]], run_config: dict[str, Value]
+) -> None:
     """Run a ServerApp over in-process sites; its exceptions are raised here."""
     grid = InProcessGrid(client_app, node_configs, run_config)
     server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)))
 
 
-def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[str, Value], *, cpus: int = 1, gpus: float = 0.0) -> None:
+def run_on_ray(
+    server_attr: str, client_attr: str, sites: int, run_config: dict[str, Value], *, cpus: int = 1, gpus: float = 0.0
+) -> None:
     """Run on Flower's simulation runtime (Ray). `flwr run` does the same from a command line."""
     check_version()
     os.environ.update(QUIET)
@@ -162,7 +172,9 @@ def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[
     from flwr.supercore.telemetry import EventType
 
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    run = replace(Run.create_empty(run_id=1), override_config=run_config, federation_id=NOOP_FEDERATION_ID, primary_task_id=1)
+    run = replace(
+        Run.create_empty(run_id=1), override_config=run_config, federation_id=NOOP_FEDERATION_ID, primary_task_id=1
+    )
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
     with tempfile.TemporaryDirectory() as folder:
         write_bundle(Path(folder), run_config)
@@ -175,5 +187,8 @@ def run_on_ray(server_attr: str, client_attr: str, sites: int, run_config: dict[
             app_dir=str(folder),
             run=run,
             is_app=True,
-            backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": gpus}, "init_args": {"include_dashboard": False}},
+            backend_config={
+                "client_resources": {"num_cpus": cpus, "num_gpus": gpus},
+                "init_args": {"include_dashboard": False},
+            },
         )

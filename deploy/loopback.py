@@ -43,7 +43,9 @@ def run_on_superlink(study: Study, site_folders: list[Path], root: Path, timeout
                 raise TimeoutError(f"the run did not finish within {timeout_s:g} s; logs are in {root}")
             time.sleep(1)
         if state["status"] != "finished:completed":
-            raise RuntimeError(f"the run ended as {state['status']} ({state.get('status-details', '')}); logs are in {root}\n{_tail(root)}")
+            raise RuntimeError(
+                f"the run ended as {state['status']} ({state.get('status-details', '')}); logs are in {root}\n{_tail(root)}"
+            )
 
 
 @contextlib.contextmanager
@@ -56,15 +58,30 @@ def federation(root: Path, node_configs: list[str]) -> Iterator[Path]:
     processes: list[_Process] = []
     try:
         link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", port, "--isolation", "process"]
-        processes.append(_Process([*link, "--database", root / "link.db", "--disable-runtime-dependency-installation"], root, "link"))
+        processes.append(
+            _Process([*link, "--database", root / "link.db", "--disable-runtime-dependency-installation"], root, "link")
+        )
         _wait_healthy(url, processes[0], root)
-        processes.append(_Process(["flower-superexec", "--insecure", "--runtime-api-address", url], root, "exec", home="link"))
+        processes.append(
+            _Process(["flower-superexec", "--insecure", "--runtime-api-address", url], root, "exec", home="link")
+        )
         for i, config in enumerate(node_configs):
-            node = ["flower-supernode", "--insecure", "--superlink", url, "--port", _free_port(), "--node-config", config]
+            node = [
+                "flower-supernode",
+                "--insecure",
+                "--superlink",
+                url,
+                "--port",
+                _free_port(),
+                "--node-config",
+                config,
+            ]
             processes.append(_Process(node, root, f"node-{i}"))
         home = root / "home-cli"
         home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{url}"\ninsecure = true\n')
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{url}"\ninsecure = true\n'
+        )
         yield home
     finally:
         for process in reversed(processes):
@@ -112,7 +129,9 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _flwr(home: Path, *arguments: object) -> dict[str, Any]:
     command = [str(Path(sys.executable).parent / "flwr"), *map(str, arguments), "--format", "json"]
-    done = subprocess.run(command, env=_environment(home), cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=_environment(home), cwd=home, capture_output=True, text=True, timeout=120, check=False
+    )
     answer = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     if not answer.get("success"):
         raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {done.stdout[-800:]} {done.stderr[-800:]}")

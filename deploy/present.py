@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from oncofed.server.checkpoint import write_text
 from oncofed.server.report.render import render
+from rich.console import Console
+from rich.table import Table
 
 
 def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
@@ -35,7 +34,9 @@ def without_nan(value: Any) -> Any:
 def print_tables(comparison: dict[str, Any], console: Console) -> None:
     """Methods, cancers and sites."""
     main, methods = comparison["main"], comparison["methods"]
-    table = Table(title="Held-out C-index within a cancer type, mean over cancers (95 % bootstrap)", title_justify="left")
+    table = Table(
+        title="Held-out C-index within a cancer type, mean over cancers (95 % bootstrap)", title_justify="left"
+    )
     for column in ("method", "C-index", f"{main} minus it", "all cancers mixed", "rounds", "MB moved", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, m in methods.items():
@@ -44,21 +45,35 @@ def print_tables(comparison: dict[str, Any], console: Console) -> None:
         gap = interval(comparison["differences"][name], sign="+") if name in comparison["differences"] else ""
         rounds = f"{cost['rounds']:.0f}" if "rounds" in cost else ""
         label = f"[bold]{name}[/]" if name == main else name
-        table.add_row(label, interval(m["c_index"]), gap, number(m["all_cancers_mixed"]), rounds, moved, f"{cost['seconds']:.0f}")
+        table.add_row(
+            label, interval(m["c_index"]), gap, number(m["all_cancers_mixed"]), rounds, moved, f"{cost['seconds']:.0f}"
+        )
     console.print(table)
     cancers = list(methods[main]["by_cancer"])
     table = Table("cancer", *methods, title="C-index by cancer type", title_justify="left")
     for cancer in cancers:
-        table.add_row(cancer, *(interval(m["by_cancer"][cancer]) if cancer in m["by_cancer"] else "-" for m in methods.values()))
+        table.add_row(
+            cancer, *(interval(m["by_cancer"][cancer]) if cancer in m["by_cancer"] else "-" for m in methods.values())
+        )
     console.print(table)
-    table = Table("site", "patients", "events", "pairs", *methods, title="C-index within each site", title_justify="left")
+    table = Table(
+        "site", "patients", "events", "pairs", *methods, title="C-index within each site", title_justify="left"
+    )
     for row in comparison["sites"]:
         c = row["c_index"]
-        table.add_row(row["site"], str(row["patients"]), str(row["events"]), str(row["pairs"]), *(number(c.get(m)) for m in methods))
+        table.add_row(
+            row["site"],
+            str(row["patients"]),
+            str(row["events"]),
+            str(row["pairs"]),
+            *(number(c.get(m)) for m in methods),
+        )
     console.print(table)
     left_out = comparison["results"]["left_out"]
     if left_out:
-        console.print(f"[yellow]{len(left_out)} answers were left out; the first:[/] {left_out[0]['site']}: {left_out[0]['reason']}")
+        console.print(
+            f"[yellow]{len(left_out)} answers were left out; the first:[/] {left_out[0]['site']}: {left_out[0]['reason']}"
+        )
 
 
 def number(value: float | None) -> str:

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torchsurv.loss.cox import neg_partial_log_likelihood
-
 from oncofed.client.data.cohort import Cohort, open_cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
@@ -23,10 +21,10 @@ from oncofed.common.models.build import build_model, set_weights
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import deal_folds, seed_from
 from oncofed.common.study import Study
-from oncofed.common.survival import TimeGrid, coarsen, event_table, initial_log_baseline
+from oncofed.common.survival import TimeGrid, coarsen, cox_loss, event_table, initial_log_baseline
 from oncofed.server.aggregate import mean_by_block
-from oncofed.server.strategy import EvidenceStrategy
 from oncofed.server.fold import scaling_from
+from oncofed.server.strategy import EvidenceStrategy
 
 RIDGE_PENALTIES = tuple(float(p) for p in np.geomspace(0.3, 100.0, 8))
 
@@ -89,7 +87,9 @@ def predict_ridge(pool: Pool, study: Study, fold: int, advance: Advance) -> pd.D
     x = _standardise(cohort, rows)
     inner = np.full(len(cohort), -1)
     train = cohort.select(rows)
-    inner[rows] = deal_folds(train.patient, train.cancer, train.event, folds=4, seed=seed_from(study.seed, "ridge"), site="pooled")
+    inner[rows] = deal_folds(
+        train.patient, train.cancer, train.event, folds=4, seed=seed_from(study.seed, "ridge"), site="pooled"
+    )
     score = np.zeros(len(RIDGE_PENALTIES))
     for k in range(4):
         fit, check = rows & (inner != k), rows & (inner == k)
@@ -108,14 +108,19 @@ def ridge_path(x: np.ndarray, cohort: Cohort, penalties: tuple[float, ...]):  # 
     lifelines). Yields one `[G]` array a penalty; each starts from the one before.
     """
     x_t, event = torch.from_numpy(x), torch.from_numpy(cohort.event.astype(bool))
-    time_t, strata = torch.from_numpy(np.array(cohort.time, dtype=np.float64)), torch.from_numpy(np.array(cohort.cancer))
+    time_t, strata = (
+        torch.from_numpy(np.array(cohort.time, dtype=np.float64)),
+        torch.from_numpy(np.array(cohort.cancer)),
+    )
     beta = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     for penalty in penalties:
-        optimizer = torch.optim.LBFGS([beta], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            [beta], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        )
 
         def objective() -> torch.Tensor:
             optimizer.zero_grad()  # noqa: B023 - called before the loop goes on
-            loss = neg_partial_log_likelihood(x_t @ beta, event, time_t, ties_method="efron", strata=strata)
+            loss = cox_loss(x_t @ beta, time_t, event, strata)
             loss = loss + 0.5 * penalty * beta.square().sum()  # noqa: B023
             loss.backward()
             return loss
@@ -124,7 +129,9 @@ def ridge_path(x: np.ndarray, cohort: Cohort, penalties: tuple[float, ...]):  # 
         yield beta.detach().numpy().copy()
 
 
-def _train(pool: Pool, study: Study, cohort: Cohort, rows: np.ndarray, fold: int, name: str, advance: Advance) -> np.ndarray:
+def _train(
+    pool: Pool, study: Study, cohort: Cohort, rows: np.ndarray, fold: int, name: str, advance: Advance
+) -> np.ndarray:
     """Risks `[N]` of a whole cohort after training on its `rows`: a federation of one site, without the messages."""
     train = cohort.select(rows)
     device = choose_device(study.runtime.device)
@@ -159,7 +166,10 @@ def _standardise(cohort: Cohort, rows: np.ndarray) -> np.ndarray:
 
 
 def _within_cancer(risk: np.ndarray, cohort: Cohort, cancers: int) -> float:
-    counts = [pair_counts(risk[cohort.cancer == c], cohort.time[cohort.cancer == c], cohort.event[cohort.cancer == c]) for c in range(cancers)]
+    counts = [
+        pair_counts(risk[cohort.cancer == c], cohort.time[cohort.cancer == c], cohort.event[cohort.cancer == c])
+        for c in range(cancers)
+    ]
     return mean_within_cancer(*np.array(counts).T)
 
 
@@ -176,5 +186,3 @@ def _table(pool: Pool, fold: int, cohort: Cohort, risk: np.ndarray, site: np.nda
             "risk": risk,
         }
     )
-
-

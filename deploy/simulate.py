@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-
 from oncofed.client.app import app as client_app
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.study import Study
@@ -41,7 +40,9 @@ def simulate(study: Study, sites: Path, engine: Engine = "local") -> SimulatedRu
         absolute = study.changed(runtime__out=str(Path(study.runtime.out).resolve()))
         run_on_superlink(absolute, folders, Path(study.runtime.out).resolve() / "processes")
     else:
-        nodes: list[dict[str, bool | int | float | str]] = [{"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))]
+        nodes: list[dict[str, bool | int | float | str]] = [
+            {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))
+        ]
         run_in_process(server_app, client_app, nodes, config)
     results = json.loads((Path(study.runtime.out) / "results.json").read_text())
     return SimulatedRun(results, read_predictions(folders, study.name))
@@ -53,7 +54,9 @@ def check_names(folders: list[Path]) -> None:
     for folder in folders:
         name = SiteFolder.open(folder).name
         if name in seen:
-            raise ValueError(f"{seen[name].name} and {folder.name} both call themselves '{name}' in site.toml; give each site its own name")
+            raise ValueError(
+                f"{seen[name].name} and {folder.name} both call themselves '{name}' in site.toml; give each site its own name"
+            )
         seen[name] = folder
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-
 from oncofed.client.data.read import read_table
 from oncofed.client.data.site import SiteDescription, Unit, folder_name, write_description
 
@@ -39,10 +38,14 @@ def split_pooled(
         raise ValueError(f"{source}/clinical: no time column; name it one of {list(TIME_COLUMNS)}")
     months = time_unit or TIME_COLUMNS[time_column]
     if months is None:
-        raise ValueError(f"{source}/clinical: the unit of column 'time' is not known; pass --time-unit days|months|years")
+        raise ValueError(
+            f"{source}/clinical: the unit of column 'time' is not known; pass --time-unit days|months|years"
+        )
     expression, pathology = _cohorts(source / "expression"), _cohorts(source / "pathology")
     if not expression:
-        raise ValueError(f"{source}/expression: no table; expected <COHORT>.parquet, .csv or .tsv with patients in rows")
+        raise ValueError(
+            f"{source}/expression: no table; expected <COHORT>.parquet, .csv or .tsv with patients in rows"
+        )
     unit = unit or recognise_unit(next(iter(expression.values())))
     if out.exists() and any(out.glob("*/site.toml")):
         raise ValueError(f"{out} holds sites already; choose another folder or remove it")
@@ -56,8 +59,10 @@ def split_pooled(
     for name, rows in table.groupby(group, sort=True):
         folder = temporary / folder_name(str(name))
         if folder.exists():
-            raise ValueError(f"two institutions share the folder name '{folder.name}'; rename one in the clinical table")
-        write_description(folder, SiteDescription(name=str(name), expression_unit=unit, time_unit=months))  # type: ignore[arg-type]
+            raise ValueError(
+                f"two institutions share the folder name '{folder.name}'; rename one in the clinical table"
+            )
+        write_description(folder, SiteDescription(name=str(name), expression_unit=unit, time_unit=months))
         rows.to_csv(folder / "clinical.csv", index=False)
         patients = pd.Index(rows["patient"])
         for kind, cohorts in (("expression", expression), ("pathology", pathology)):

@@ -12,10 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
 from oncofed.client.data.site import SiteDescription, Unit, folder_name, write_description
 
-CITIES = ("Aachen", "Bergen", "Coimbra", "Dublin", "Eindhoven", "Freiburg", "Ghent", "Helsinki", "Innsbruck", "Jena", "Krakow", "Leuven")
+CITIES = (
+    "Aachen",
+    "Bergen",
+    "Coimbra",
+    "Dublin",
+    "Eindhoven",
+    "Freiburg",
+    "Ghent",
+    "Helsinki",
+    "Innsbruck",
+    "Jena",
+    "Krakow",
+    "Leuven",
+)
 CANCERS = ("BRCA", "LUAD", "COADREAD", "KIRC", "GBMLGG", "SKCM")
 FORMATS: tuple[tuple[Unit, str], ...] = (("log2", "parquet"), ("counts", "tsv"), ("tpm", "csv"), ("log2", "h5ad"))
 
@@ -40,9 +52,13 @@ class SynthSettings:
 def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
     """Write one folder a site and `truth.json`; returns the folders. Refuses to write into a folder that holds sites."""
     if not 1 <= s.sites <= len(CITIES) or not 1 <= s.cancers <= len(CANCERS):
-        raise ValueError(f"sites must be 1 to {len(CITIES)} and cancers 1 to {len(CANCERS)}, got {s.sites} and {s.cancers}")
+        raise ValueError(
+            f"sites must be 1 to {len(CITIES)} and cancers 1 to {len(CANCERS)}, got {s.sites} and {s.cancers}"
+        )
     if s.genes < s.genes_per_program * (s.cancers + 1):
-        raise ValueError(f"genes = {s.genes} cannot hold {s.cancers + 1} programs of {s.genes_per_program}; ask for more genes")
+        raise ValueError(
+            f"genes = {s.genes} cannot hold {s.cancers + 1} programs of {s.genes_per_program}; ask for more genes"
+        )
     if out.exists() and any(out.glob("*/site.toml")):
         raise ValueError(f"{out} holds sites already; choose another folder or remove it")
     rng = np.random.default_rng(s.seed)
@@ -78,7 +94,9 @@ def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
             }
         )
         unit, kind = FORMATS[i % len(FORMATS)]
-        expression = pd.DataFrame(_in_unit(np.maximum(x, 0.0), unit, rng), index=pd.Index(clinical["patient"], name="patient"), columns=genes)
+        expression = pd.DataFrame(
+            _in_unit(np.maximum(x, 0.0), unit, rng), index=pd.Index(clinical["patient"], name="patient"), columns=genes
+        )
         folder = out / folder_name(CITIES[i])
         write_description(folder, SiteDescription(name=CITIES[i], expression_unit=unit))
         clinical.to_csv(folder / "clinical.csv", index=False)
@@ -92,7 +110,9 @@ def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
         "cancers": list(cancers),
         "shared_program": genes[programs[0]].tolist(),
         "own_programs": {c: genes[programs[k + 1]].tolist() for k, c in enumerate(cancers)},
-        "log_hazard_ratio": {c: {"shared": float(effect[k, 0]), "own": float(effect[k, k + 1])} for k, c in enumerate(cancers)},
+        "log_hazard_ratio": {
+            c: {"shared": float(effect[k, 0]), "own": float(effect[k, k + 1])} for k, c in enumerate(cancers)
+        },
         "events_per_month_at_zero_risk": dict(zip(cancers, hazard.tolist(), strict=True)),
     }
     (out / "truth.json").write_text(json.dumps(truth, indent=1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
 
 UPDATE_BITS, STATISTICS_BITS = 40, 30
@@ -32,7 +31,9 @@ class Accumulator:
     def check(self, one: Sum, source: str) -> None:
         """Raise `ValueError` naming `source` where `one` has wrong names or shapes, NaN, or would overflow."""
         if one.keys() != self._total.keys():
-            raise ValueError(f"{source}: the sum has other arrays than the model: {sorted(one.keys() ^ self._total.keys())[:5]}")
+            raise ValueError(
+                f"{source}: the sum has other arrays than the model: {sorted(one.keys() ^ self._total.keys())[:5]}"
+            )
         for name, value in one.items():
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
@@ -76,7 +77,5 @@ def mean_by_block(total: Sum, blocks: Blocks, tau: float) -> tuple[Sum, np.ndarr
     """sum_i n_ib delta_ib / (sum_i n_ib + tau) by parameter, 0 where a block has no evidence, and the evidence `[blocks]`."""
     evidence = total[EVIDENCE]
     inverse = np.divide(1.0, evidence + tau, out=np.zeros_like(evidence), where=evidence > 0)
-    mean = {
-        name: value * blocks.spread(inverse, name, value.ndim) for name, value in total.items() if name != EVIDENCE
-    }
+    mean = {name: value * blocks.spread(inverse, name, value.ndim) for name, value in total.items() if name != EVIDENCE}
     return mean, evidence

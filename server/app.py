@@ -10,15 +10,14 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from oncofed.common import wire
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import write_text
 from oncofed.server.fold import ALL_PATIENTS, FoldRun, greeting
 from oncofed.server.roster import Roster
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 app = ServerApp()
 log = logging.getLogger("oncofed.server")
@@ -74,9 +73,11 @@ def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel]:
         families.setdefault(str(hello["unit_family"]), []).append(str(hello["site"]))
     if len(families) > 1:
         listed = "; ".join(f"{family}: {', '.join(sorted(sites))}" for family, sites in sorted(families.items()))
-        raise ValueError(f"sites deliver expression that cannot share a scale ({listed}); convert one group, or run two studies")
+        raise ValueError(
+            f"sites deliver expression that cannot share a scale ({listed}); convert one group, or run two studies"
+        )
     found = sorted({c for h in roster.hellos.values() for c in h["cancers"]})  # type: ignore[union-attr]
-    cancers = tuple(study.cancers or found)
+    cancers = study.cancers or tuple(map(str, found))
     absent = [c for c in cancers if c not in found]
     if absent:
         raise ValueError(f"cancers = {absent} are at no site; the sites hold {found}")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from oncofed.common.blocks import Sum
 from safetensors import safe_open
 from safetensors.numpy import save_file
-
-from oncofed.common.blocks import Sum
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.metrics import mean_within_cancer
@@ -48,7 +47,10 @@ class FoldRun:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
         statistics = self._gather_statistics()
-        scaling, self.grid = scaling_from(statistics), TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals)
+        scaling, self.grid = (
+            scaling_from(statistics),
+            TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals),
+        )
         strategy = self._first_strategy(statistics)
         first_round, curve = self._resume(strategy)
         at_sites = 0.0
@@ -57,7 +59,12 @@ class FoldRun:
             answers = self._ask(wire.TRAIN, round_, {"grid": list(self.grid.starts)}, arrays)
             summary = strategy.aggregate(answers, round_, self.roster)
             at_sites += summary.seconds_at_sites
-            point: dict[str, Any] = {"round": round_, "train_loss": summary.loss, "sites": len(summary.sites), "evidence": summary.evidence}
+            point: dict[str, Any] = {
+                "round": round_,
+                "train_loss": summary.loss,
+                "sites": len(summary.sites),
+                "evidence": summary.evidence,
+            }
             every = self.study.training.evaluate_every
             if self.fold != ALL_PATIENTS and every and (round_ % every == 0) and round_ < self.study.training.rounds:
                 point |= _headline(self._evaluate(scaling, strategy, round_, final=False))
@@ -95,12 +102,16 @@ class FoldRun:
     def _evaluate(self, scaling: Sum, strategy: EvidenceStrategy, round_: int, *, final: bool) -> Sum:
         """Summed evaluation of the held-out fold by cancer type, over the whole federation."""
         cancers = len(self.cancers)
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("patients", "events", "loss", "concordant", "comparable"), (cancers,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            ("patients", "events", "loss", "concordant", "comparable"), (cancers,)
+        )
         shapes |= {f"routing/{group}": (cancers, n) for group, n in strategy.mixtures.items()}
         arrays = scaling | {f"weights/{n}": v for n, v in strategy.weights.items()}
         return self._add_up(wire.EVALUATE, round_, {"grid": list(self.grid.starts), "final": final}, arrays, shapes)
 
-    def _add_up(self, kind: str, round_: int, config: wire.Config, arrays: Sum | None, shapes: dict[str, tuple[int, ...]]) -> Sum:
+    def _add_up(
+        self, kind: str, round_: int, config: wire.Config, arrays: Sum | None, shapes: dict[str, tuple[int, ...]]
+    ) -> Sum:
         accumulator = Accumulator(shapes, STATISTICS_BITS)
         for answer in self._ask(kind, round_, config, arrays):
             try:
@@ -108,7 +119,9 @@ class FoldRun:
             except ValueError as error:
                 self.roster.leave_out(answer.site, kind, round_, str(error))
         if accumulator.count < self.study.aggregation.min_sites:
-            raise NotEnoughSites(f"'{kind}': {accumulator.count} good answers, aggregation.min_sites = {self.study.aggregation.min_sites}")
+            raise NotEnoughSites(
+                f"'{kind}': {accumulator.count} good answers, aggregation.min_sites = {self.study.aggregation.min_sites}"
+            )
         return accumulator.total()
 
     def _ask(self, kind: str, round_: int, config: wire.Config, arrays: Sum | None) -> Iterator[Answer]:
@@ -119,16 +132,22 @@ class FoldRun:
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:
-                self.roster.leave_out(answer.site, kind, round_, f"answers {wrong}, asked { {k: stamp[k] for k in wrong} }")
+                self.roster.leave_out(
+                    answer.site, kind, round_, f"answers {wrong}, asked { {k: stamp[k] for k in wrong} }"
+                )
                 continue
             yield answer
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def _first_strategy(self, statistics: Sum) -> EvidenceStrategy:
-        model = build_model(self.study, genes=len(self.panel), cancers=self.cancers, intervals=len(self.grid), fold=self.fold)
+        model = build_model(
+            self.study, genes=len(self.panel), cancers=self.cancers, intervals=len(self.grid), fold=self.fold
+        )
         weights = {name: np.array(value) for name, value in get_weights(model).items()}
-        baseline = initial_log_baseline(coarsen(statistics["events"], self.grid), coarsen(statistics["exposure"], self.grid))
+        baseline = initial_log_baseline(
+            coarsen(statistics["events"], self.grid), coarsen(statistics["exposure"], self.grid)
+        )
         weights["log_baseline"] = baseline.astype(np.float32)
         return EvidenceStrategy(self.study.aggregation, model.blocks(), weights, model.mixtures())
 
@@ -149,7 +168,9 @@ class FoldRun:
             return 1, []
         state, about = load_arrays(self._checkpoint)
         if {k: about[k] for k in self._about()} != self._about():
-            raise ValueError(f"{self._checkpoint.name} was written by another study, panel or set of cancer types; choose another runtime.out")
+            raise ValueError(
+                f"{self._checkpoint.name} was written by another study, panel or set of cancer types; choose another runtime.out"
+            )
         strategy.restore(state)
         log.info("fold %d: resumes after round %d", self.fold, about["round"])
         return int(about["round"]) + 1, list(about["curve"])
@@ -158,7 +179,9 @@ class FoldRun:
         """The model with all that is needed to use it: weights, scaling, panel, cancer types, time grid, study."""
         name = "model" if self.fold == ALL_PATIENTS else f"model-fold-{self.fold}"
         about = self._about() | {"grid_months": list(self.grid.starts), "genes": list(self.panel.genes)}
-        save_arrays(self.out / f"{name}.safetensors", {f"weights/{n}": v for n, v in strategy.weights.items()} | scaling, about)
+        save_arrays(
+            self.out / f"{name}.safetensors", {f"weights/{n}": v for n, v in strategy.weights.items()} | scaling, about
+        )
 
 
 def greeting(study: Study) -> wire.Config:

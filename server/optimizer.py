@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from oncofed.common.blocks import Blocks, Sum
 from oncofed.common.study import Aggregation
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
@@ -64,7 +63,11 @@ class Roster:
             known = set(self.grid.get_node_ids())
             settled = known <= self.hellos.keys() | refused.keys()
             # A simulator registers all its nodes at once; real sites trickle in, so wait a little for late ones.
-            if len(self.hellos) >= min_sites and settled and (time.monotonic() - last_new >= quiet_s or self._is_local()):
+            if (
+                len(self.hellos) >= min_sites
+                and settled
+                and (time.monotonic() - last_new >= quiet_s or self._is_local())
+            ):
                 return
             if time.monotonic() > deadline:
                 raise NotEnoughSites(
@@ -83,7 +86,13 @@ class Roster:
             self._greet(fresh, request, {})
 
     def ask(
-        self, kind: str, config: wire.Config, arrays: Sum | None, *, round_: int, only: Callable[[int], bool] = lambda _: True
+        self,
+        kind: str,
+        config: wire.Config,
+        arrays: Sum | None,
+        *,
+        round_: int,
+        only: Callable[[int], bool] = lambda _: True,
     ) -> Iterator[Answer]:
         """Send one question to every site and yield good answers as they arrive; the others are logged with their reason."""
         content = wire.request(config, arrays)
@@ -104,7 +113,9 @@ class Roster:
             if by_id and not replies:
                 time.sleep(POLL_S)
         for node in by_id.values():
-            self.leave_out(self.name(node), kind, round_, f"no answer within {self.timeout_s:g} s (runtime.round_timeout_s)")
+            self.leave_out(
+                self.name(node), kind, round_, f"no answer within {self.timeout_s:g} s (runtime.round_timeout_s)"
+            )
 
     def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
         """Log, and keep for the report, that a site was left out and why."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
@@ -62,9 +61,12 @@ class EvidenceStrategy:
             c = answer.config
             losses[answer.site] = (float(c["loss"]), float(c["patients"]), float(c["seconds"]))  # type: ignore[arg-type]
         if accumulator.count < self.settings.min_sites:
-            reasons = [f"{x['site']}: {x['reason']}" for x in roster.left_out if x["round"] == round_ and x["kind"] == "train"]
+            reasons = [
+                f"{x['site']}: {x['reason']}" for x in roster.left_out if x["round"] == round_ and x["kind"] == "train"
+            ]
             raise NotEnoughSites(
-                f"round {round_}: {accumulator.count} good answers, aggregation.min_sites = {self.settings.min_sites}. " + "; ".join(reasons)
+                f"round {round_}: {accumulator.count} good answers, aggregation.min_sites = {self.settings.min_sites}. "
+                + "; ".join(reasons)
             )
         by_block = self.step(*mean_by_block(accumulator.total(), self.blocks, self.settings.tau))
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
@@ -98,7 +100,9 @@ class EvidenceStrategy:
         """Continue from `state`; raises where it belongs to another model."""
         weights = {n.removeprefix("weights/"): v for n, v in state.items() if n.startswith("weights/")}
         if {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in self.weights.items()}:
-            raise ValueError("the checkpoint belongs to another model; resume with the study that wrote it, or choose another runtime.out")
+            raise ValueError(
+                "the checkpoint belongs to another model; resume with the study that wrote it, or choose another runtime.out"
+            )
         self.weights = weights
         self.load = {n.removeprefix("load/"): v for n, v in state.items() if n.startswith("load/")}
         self.optimizer.state = {}

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-
 from oncofed.client.data.read import read_clinical, read_expression, read_pathology
 from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder, Unit
 from oncofed.common.cancers import CANCER_TYPES
@@ -100,7 +99,9 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
         "positive": pa.Check(lambda s: s > 0, name="positive", error="zero or negative times"),
         "binary": pa.Check(lambda s: s.isin([0, 1]), name="binary", error="values other than 0 and 1"),
         "known": pa.Check(lambda s: s.isin(known), name="known", error="unknown cancer types"),
-        "unique": pa.Check(lambda s: ~s.duplicated() | s.isna(), name="unique", error="duplicate patients", ignore_na=False),
+        "unique": pa.Check(
+            lambda s: ~s.duplicated() | s.isna(), name="unique", error="duplicate patients", ignore_na=False
+        ),
     }
     schema = pa.DataFrameSchema(
         {
@@ -125,7 +126,13 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
                 near = [difflib.get_close_matches(c.upper(), known, 1) for c in codes[:5]]
                 problem += f" {codes[:5]}" + (f" (nearest: {[n[0] for n in near if n]})" if any(near) else "")
             report.error(file, str(column), count, problem, remedies[str(column), key])
-    report.warn(file, "time", int((number["time"] * site.description.months_per_unit > 600).sum()), "follow-up above 50 years", "check time_unit in site.toml")
+    report.warn(
+        file,
+        "time",
+        int((number["time"] * site.description.months_per_unit > 600).sum()),
+        "follow-up above 50 years",
+        "check time_unit in site.toml",
+    )
     counts = table["cancer_type"].value_counts()
     events = int((number["event"] == 1).sum())
     report.facts["patients"] = f"{len(table)} with {events} events; " + ", ".join(f"{c} {n}" for c, n in counts.items())
@@ -139,34 +146,82 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
     table = read_expression(site, patients)
     report.facts["expression"] = f"{len(table)} patients x {table.shape[1]} genes"
     _check_patients(report, file, table.index, patients, missing_level="warning")
-    report.error(file, "genes", int(table.columns.duplicated().sum()), "duplicate genes", "keep one column a gene (sum counts, average the rest)")
+    report.error(
+        file,
+        "genes",
+        int(table.columns.duplicated().sum()),
+        "duplicate genes",
+        "keep one column a gene (sum counts, average the rest)",
+    )
     text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
     values = table.to_numpy() if not text else table.apply(pd.to_numeric, errors="coerce").to_numpy()
     if text:
         numeric = table.loc[:, table.columns.isin(text)]
         bad = int((numeric.apply(pd.to_numeric, errors="coerce").isna() & numeric.notna()).to_numpy().sum())
         genes = text if bad < len(table) * len(text) else text[:0]
-        report.error(file, _some(genes or text), bad, "cells that are not numbers", "export plain numbers; write missing values as empty cells")
+        report.error(
+            file,
+            _some(genes or text),
+            bad,
+            "cells that are not numbers",
+            "export plain numbers; write missing values as empty cells",
+        )
     x = values.astype(np.float64)
     rate = np.isnan(x).mean(axis=0) if len(x) else np.zeros(x.shape[1])
-    report.warn(file, _some(table.columns[rate > 0.2]), int((rate > 0.2).sum()), f"genes with more than 20 % missing cells (highest {rate.max(initial=0):.0%})", "they will be filled with the federation's mean")
+    report.warn(
+        file,
+        _some(table.columns[rate > 0.2]),
+        int((rate > 0.2).sum()),
+        f"genes with more than 20 % missing cells (highest {rate.max(initial=0):.0%})",
+        "they will be filled with the federation's mean",
+    )
     report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
     unit = site.description.expression_unit
     if unit != "zscore":
-        report.error(file, "", int((x < 0).sum()), f"negative cells, impossible for {unit}", "correct expression_unit in site.toml")
+        report.error(
+            file,
+            "",
+            int((x < 0).sum()),
+            f"negative cells, impossible for {unit}",
+            "correct expression_unit in site.toml",
+        )
     if unit == "counts":
-        report.error(file, "", int((np.isfinite(x) & (x != np.floor(x))).sum()), "cells that are not whole numbers, impossible for counts", "correct expression_unit in site.toml")
+        report.error(
+            file,
+            "",
+            int((np.isfinite(x) & (x != np.floor(x))).sum()),
+            "cells that are not whole numbers, impossible for counts",
+            "correct expression_unit in site.toml",
+        )
     over = np.abs(x) > EXTREME[unit]
-    report.warn(file, _some(table.columns[over.any(axis=0)]), int(over.sum()), f"cells beyond {EXTREME[unit]:g}, extreme for {unit}", "check expression_unit; extreme z-scores are compressed by a signed logarithm")
+    report.warn(
+        file,
+        _some(table.columns[over.any(axis=0)]),
+        int(over.sum()),
+        f"cells beyond {EXTREME[unit]:g}, extreme for {unit}",
+        "check expression_unit; extreme z-scores are compressed by a signed logarithm",
+    )
     if unit == "log2" and x.size and np.nanmax(x) <= 1.0:
         report.warn(file, "", 1, "log2 values never exceed 1", "check expression_unit; the table may be scaled already")
     if panel is not None:
         lacking = [g for g in panel.genes if g not in set(table.columns)]
         report.facts["panel"] = f"{len(panel) - len(lacking)} of {len(panel)} genes"
         if len(lacking) == len(panel):
-            report.error(file, "genes", len(lacking), "no gene of the panel", "use the panel's identifiers (symbols or Ensembl ids)")
+            report.error(
+                file,
+                "genes",
+                len(lacking),
+                "no gene of the panel",
+                "use the panel's identifiers (symbols or Ensembl ids)",
+            )
         else:
-            report.warn(file, _some(lacking), len(lacking), "genes of the panel that the site lacks", "they will be filled with the federation's mean")
+            report.warn(
+                file,
+                _some(lacking),
+                len(lacking),
+                "genes of the panel that the site lacks",
+                "they will be filled with the federation's mean",
+            )
 
 
 def _check_pathology(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
@@ -183,13 +238,29 @@ def _check_pathology(report: SiteReport, site: SiteFolder, patients: pd.Index, p
     report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
 
 
-def _check_patients(report: SiteReport, file: str, index: pd.Index, patients: pd.Index, missing_level: str | None) -> None:
+def _check_patients(
+    report: SiteReport, file: str, index: pd.Index, patients: pd.Index, missing_level: str | None
+) -> None:
     report.error(file, "patient", int(index.duplicated().sum()), "duplicate patients", "keep one row a patient")
-    report.warn(file, "patient", int((~index.isin(patients)).sum()), "patients without clinical data", "they take no part; add them to the clinical table or leave them out")
+    report.warn(
+        file,
+        "patient",
+        int((~index.isin(patients)).sum()),
+        "patients without clinical data",
+        "they take no part; add them to the clinical table or leave them out",
+    )
     if missing_level == "warning":
-        report.warn(file, "patient", int((~patients.isin(index)).sum()), "clinical patients without this table", "they take no part in models that need it")
+        report.warn(
+            file,
+            "patient",
+            int((~patients.isin(index)).sum()),
+            "clinical patients without this table",
+            "they take no part in models that need it",
+        )
     if not index.isin(patients).any():
-        report.error(file, "patient", len(index), "no patient of the clinical table", "use the same identifiers in all tables")
+        report.error(
+            file, "patient", len(index), "no patient of the clinical table", "use the same identifiers in all tables"
+        )
 
 
 def _name(site: SiteFolder, names: tuple[str, ...]) -> str:

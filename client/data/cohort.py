@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
 from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import CLINICAL, EXPRESSION, SiteFolder
 from oncofed.client.data.units import harmonise
@@ -59,7 +58,9 @@ class Cohort:
         return np.nan_to_num(x, copy=False, nan=0.0)
 
 
-def open_cohort(site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> Cohort:
+def open_cohort(
+    site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int
+) -> Cohort:
     """The prepared cohort from the cache, or prepared now and written there atomically."""
     folder = work / "cohorts" / _key(site, panel, cancers, folds, seed)
     if not folder.exists():
@@ -70,24 +71,36 @@ def open_cohort(site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[s
 def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> Cohort:
     """Read, harmonise and order by patient; patients without expression, outcome or a studied cancer type take no part."""
     clinical = read_clinical(site)
-    clinical = clinical[clinical["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
+    clinical = (
+        clinical[clinical["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
+    )
     if clinical.index.duplicated().any():
-        raise Refusal(f"site {site.name}: {int(clinical.index.duplicated().sum())} duplicate patients in the clinical table; run `oncofed site check`")
+        raise Refusal(
+            f"site {site.name}: {int(clinical.index.duplicated().sum())} duplicate patients in the clinical table; run `oncofed site check`"
+        )
     time = pd.to_numeric(clinical["time"], errors="coerce") * site.description.months_per_unit
     event = pd.to_numeric(clinical["event"], errors="coerce")
     usable = (time > 0) & event.isin([0, 1]) & clinical["cancer_type"].isin(cancers)
     expression = read_expression(site, clinical.index)
     if expression.index.duplicated().any() or expression.columns.duplicated().any():
-        raise Refusal(f"site {site.name}: duplicate patients or genes in the expression table; run `oncofed site check`")
+        raise Refusal(
+            f"site {site.name}: duplicate patients or genes in the expression table; run `oncofed site check`"
+        )
     patients = sorted(clinical.index[usable].intersection(expression.index))
     if not patients:
-        raise Refusal(f"site {site.name}: no patient has outcome, expression and one of the study's cancer types; run `oncofed site check`")
+        raise Refusal(
+            f"site {site.name}: no patient has outcome, expression and one of the study's cancer types; run `oncofed site check`"
+        )
     try:
         values = expression.loc[patients].to_numpy(dtype=np.float64)
     except (ValueError, TypeError):
-        raise Refusal(f"site {site.name}: the expression table holds cells that are not numbers; run `oncofed site check`") from None
+        raise Refusal(
+            f"site {site.name}: the expression table holds cells that are not numbers; run `oncofed site check`"
+        ) from None
     values[np.isinf(values)] = np.nan
-    whole = pd.DataFrame(harmonise(values, site.description.expression_unit), index=patients, columns=expression.columns)
+    whole = pd.DataFrame(
+        harmonise(values, site.description.expression_unit), index=patients, columns=expression.columns
+    )
     x = whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
     rows = clinical.loc[patients]
     cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
 from oncofed.common.errors import Refusal
 
@@ -20,20 +19,26 @@ def read_table(path: Path, **csv: Any) -> pd.DataFrame:
             return pd.read_parquet(path)
         return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",", **csv)
     except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise Refusal(f"{path.parent.name}/{path.name} cannot be read as {path.suffix.lstrip('.')} ({type(error).__name__}); export it again") from None
+        raise Refusal(
+            f"{path.parent.name}/{path.name} cannot be read as {path.suffix.lstrip('.')} ({type(error).__name__}); export it again"
+        ) from None
 
 
 def read_clinical(site: SiteFolder) -> pd.DataFrame:
     """The clinical table with patients as text in a column `patient`; raises on a missing file or column."""
     path = site.find(CLINICAL)
     if path is None:
-        raise Refusal(f"site {site.name}: no clinical table; add {' or '.join(CLINICAL)} with columns {', '.join(REQUIRED)}")
+        raise Refusal(
+            f"site {site.name}: no clinical table; add {' or '.join(CLINICAL)} with columns {', '.join(REQUIRED)}"
+        )
     table = read_table(path, dtype={"patient": str}, low_memory=False)
     if "patient" not in table.columns and table.index.name == "patient":
         table = table.reset_index()
     missing = [c for c in REQUIRED if c not in table.columns]
     if missing:
-        raise Refusal(f"site {site.name}: {path.name} lacks columns {missing}; it has {list(table.columns)[:12]}; rename or add them")
+        raise Refusal(
+            f"site {site.name}: {path.name} lacks columns {missing}; it has {list(table.columns)[:12]}; rename or add them"
+        )
     return table.assign(patient=table["patient"].astype("string"))
 
 
@@ -58,7 +63,9 @@ def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patie
     if declared != "auto":
         here, other = (rows, columns) if declared == "patients_x_genes" else (columns, rows)
         if here == 0 and other > 0:
-            raise Refusal(f"site {site.name}: site.toml says orientation = {declared!r} but {path.name} has {other} patients on the other axis; correct it")
+            raise Refusal(
+                f"site {site.name}: site.toml says orientation = {declared!r} but {path.name} has {other} patients on the other axis; correct it"
+            )
         return declared == "genes_x_patients"
     if (rows > 0) == (columns > 0):
         raise Refusal(

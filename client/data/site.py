@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from oncofed.common.errors import Refusal
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Unit = Literal["counts", "tpm", "log2", "zscore"]
 Orientation = Literal["auto", "patients_x_genes", "genes_x_patients"]
 
 CLINICAL = ("clinical.csv", "clinical.parquet")
-EXPRESSION = ("expression.csv", "expression.tsv", "expression.csv.gz", "expression.tsv.gz", "expression.parquet", "expression.h5ad")
+EXPRESSION = (
+    "expression.csv",
+    "expression.tsv",
+    "expression.csv.gz",
+    "expression.tsv.gz",
+    "expression.parquet",
+    "expression.h5ad",
+)
 PATHOLOGY = ("pathology.csv", "pathology.parquet")
 
 
@@ -30,7 +36,9 @@ class SiteDescription(BaseModel):
     expression_unit: Unit
     time_unit: Literal["days", "months", "years"] = "months"
     orientation: Orientation = "auto"
-    extra_cancer_types: tuple[str, ...] = Field((), description="codes beside the TCGA ones that this site uses on purpose")
+    extra_cancer_types: tuple[str, ...] = Field(
+        (), description="codes beside the TCGA ones that this site uses on purpose"
+    )
 
     @property
     def months_per_unit(self) -> float:
@@ -52,14 +60,16 @@ class SiteFolder:
             data = tomllib.loads(file.read_text())
         except FileNotFoundError:
             raise Refusal(
-                f"{path.name}/site.toml is missing; write one with name = \"...\" and expression_unit = \"counts|tpm|log2|zscore\""
+                f'{path.name}/site.toml is missing; write one with name = "..." and expression_unit = "counts|tpm|log2|zscore"'
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refusal(f"{path.name}/site.toml is not valid TOML: {error}") from None
         try:
             return cls(path, SiteDescription.model_validate(data))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+            )
             raise Refusal(f"{path.name}/site.toml: {problems}") from None
 
     @property
@@ -89,5 +99,7 @@ def list_sites(root: Path) -> list[Path]:
     """Folders with a `site.toml` below `root`, by name; raises when there is none."""
     found = sorted(p.parent for p in root.glob("*/site.toml"))
     if not found:
-        raise ValueError(f"{root}: no site folder (a folder with site.toml) in it; make some with `oncofed data split` or `oncofed data synth`")
+        raise ValueError(
+            f"{root}: no site folder (a folder with site.toml) in it; make some with `oncofed data split` or `oncofed data synth`"
+        )
     return found

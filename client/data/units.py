@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-
 from oncofed.client.data.site import Unit
 
 CLIP = 5.0
 """Signed-log z-scores beyond this (|z| > 147) are artefacts of near-constant genes."""
 
-FAMILY: dict[Unit, str] = {"counts": "log-expression", "tpm": "log-expression", "log2": "log-expression", "zscore": "zscore"}
+FAMILY: dict[Unit, str] = {
+    "counts": "log-expression",
+    "tpm": "log-expression",
+    "log2": "log-expression",
+    "zscore": "zscore",
+}
 """Sites of one study must be of one family: a log expression and a within-cohort z-score cannot share a scale."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import Tensor, nn
-
 from oncofed.common.blocks import Blocks
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer, NoisyTopKGate, balance_penalty, dropout
 from oncofed.common.models.output import ModelOutput
+from torch import Tensor, nn
 
 EXPERT, ATTENTION = "expert", "attention"
 
@@ -58,11 +57,10 @@ class GeneMOE(nn.Module):
             if self.shared is not None:
                 nn.init.xavier_normal_(self.shared.weight).mul_(first_layer_scale)
                 nn.init.zeros_(self.shared.bias)
-        if attention_experts:
-            self.attention_gate = NoisyTopKGate(width, attention_experts, attention_top_k, noise=gate_noise)
-            self.attention = AttentionExperts(attention_experts, width)
-        else:
-            self.attention_gate, self.attention = None, None
+        self.attention_gate = (
+            NoisyTopKGate(width, attention_experts, attention_top_k, noise=gate_noise) if attention_experts else None
+        )
+        self.attention = AttentionExperts(attention_experts, width) if attention_experts else None
         self.latent = nn.Linear(width, latent)
         nn.init.xavier_normal_(self.latent.weight)
         nn.init.zeros_(self.latent.bias)

@@ -84,7 +84,9 @@ class ExpertLayer(nn.Module):
         parts = zip(rows, self.weight.unbind(0), self.bias.unbind(0), strict=True)
         y_ND = torch.cat([torch.tanh(torch.addmm(b, x, w)) for x, w, b in parts])
         weighted_ND = y_ND * gate_BE[patient, expert][:, None].to(y_ND.dtype)
-        return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(0, patient, weighted_ND)
+        return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(
+            0, patient, weighted_ND
+        )
 
 
 def scalar_token_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,14 +9,21 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
 
 COLOURS = {"federated": "#0b6e99", "fedavg": "#d98a29", "pooled": "#3f3f46", "local": "#b03a5b", "ridge": "#6b8e23"}
 
 plt.rcParams.update(
-    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "none"}
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "svg.fonttype": "none",
+    }
 )
 
 
@@ -34,10 +41,18 @@ def learning_curves(folds: list[dict[str, Any]]) -> str:
                 by_round.setdefault(round_, []).append(value)
         full = [(r, float(np.mean(v))) for r, v in sorted(by_round.items()) if len(v) == len(lines)]
         if full:
-            axis.plot(*zip(*full, strict=True), color="#0b6e99", linewidth=2, marker="o" if len(full) < 15 else None, markersize=3)
+            axis.plot(
+                *zip(*full, strict=True),
+                color="#0b6e99",
+                linewidth=2,
+                marker="o" if len(full) < 15 else None,
+                markersize=3,
+            )
         axis.set_xlabel("round")
     left.set_title("training loss (mean per patient)", loc="left", fontsize=9)
-    right.set_title("held-out C-index within site and cancer\n(shown only: no choice is made on it)", loc="left", fontsize=9)
+    right.set_title(
+        "held-out C-index within site and cancer\n(shown only: no choice is made on it)", loc="left", fontsize=9
+    )
     return _svg(figure)
 
 
@@ -55,7 +70,9 @@ def forest(methods: dict[str, dict[str, Any]]) -> str:
             y = -(i * (len(names) + 1.5) + j)
             colour = COLOURS.get(name, "#555555")
             axis.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=1.5)
-            axis.plot(value["value"], y, "o", color=colour, markersize=5 if i == 0 else 3.5, label=name if i == 0 else None)
+            axis.plot(
+                value["value"], y, "o", color=colour, markersize=5 if i == 0 else 3.5, label=name if i == 0 else None
+            )
     axis.axvline(0.5, color="#999999", linewidth=0.8, linestyle="--")
     axis.set_yticks([-(i * (len(names) + 1.5) + (len(names) - 1) / 2) for i in range(len(rows))], rows)
     axis.set_xlabel("C-index within the cancer type, held-out patients, 95 % bootstrap interval")
@@ -71,13 +88,19 @@ def kaplan_meier(groups: dict[str, Any]) -> str:
     marks = [m for m in months if m % 24 == 0]
     for i, (name, curve) in enumerate(groups["curves"].items()):
         axis.step(months, curve["survival"], where="post", color=colours[name], label=f"{name} ({curve['patients']})")
-        axis.fill_between(months, curve["lower"], curve["upper"], step="post", color=colours[name], alpha=0.15, linewidth=0)
+        axis.fill_between(
+            months, curve["lower"], curve["upper"], step="post", color=colours[name], alpha=0.15, linewidth=0
+        )
         for m in marks:
-            table.text(m, -i, str(curve["at_risk"][months.index(m)]), ha="center", va="center", color=colours[name], fontsize=8)
+            table.text(
+                m, -i, str(curve["at_risk"][months.index(m)]), ha="center", va="center", color=colours[name], fontsize=8
+            )
     axis.set_ylim(0, 1.02)
     axis.set_ylabel("survival")
     p = groups["logrank_p"]
-    axis.set_title("" if p is None else f"log-rank p {'< 1e-16' if p < 1e-16 else f'= {p:.2g}'}", loc="left", fontsize=9)
+    axis.set_title(
+        "" if p is None else f"log-rank p {'< 1e-16' if p < 1e-16 else f'= {p:.2g}'}", loc="left", fontsize=9
+    )
     axis.legend(frameon=False, loc="lower left")
     table.set_ylim(-1.6, 0.6)
     table.set_yticks([])
@@ -91,14 +114,25 @@ def kaplan_meier(groups: dict[str, Any]) -> str:
 def routing(tables: dict[str, np.ndarray], cancers: list[str]) -> str:
     """Share of each cancer type's held-out patients that each expert carries, one panel a mixture."""
     figure, axes = plt.subplots(
-        1, len(tables), figsize=(1.6 + sum(0.55 * t.shape[1] for t in tables.values()) + len(tables), 0.9 + 0.32 * len(cancers)), squeeze=False,
+        1,
+        len(tables),
+        figsize=(1.6 + sum(0.55 * t.shape[1] for t in tables.values()) + len(tables), 0.9 + 0.32 * len(cancers)),
+        squeeze=False,
         width_ratios=[t.shape[1] for t in tables.values()],
     )
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         share = table / np.maximum(table.sum(1, keepdims=True), 1e-12)
         image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for i, j in np.ndindex(*share.shape):
-            axis.text(j, i, f"{share[i, j]:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.6 else "#333333")
+            axis.text(
+                j,
+                i,
+                f"{share[i, j]:.2f}".lstrip("0"),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share[i, j] > 0.6 else "#333333",
+            )
         axis.set_xticks(range(table.shape[1]), [str(e) for e in range(table.shape[1])])
         axis.set_yticks(range(len(cancers)), cancers if axis is axes[0][0] else [""] * len(cancers))
         axis.set_title(f"{name} experts", loc="left", fontsize=9)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-
 from oncofed.server.report import pictures
 
 
@@ -33,7 +32,9 @@ def render(comparison: dict[str, Any]) -> str:
         comparison=comparison,
         study=results["study"],
         folds=folds,
-        pictures={name: jinja2.utils.markupsafe.Markup(svg) for name, svg in sections.items()},  # our own SVG, not input
+        pictures={
+            name: jinja2.utils.markupsafe.Markup(svg) for name, svg in sections.items()
+        },  # our own SVG, not input
         summed=summed_evaluation(folds, results["cancers"]),
         moved=sum(f["bytes_to_sites"] + f["bytes_from_sites"] for f in results["folds"]),
     )
@@ -48,7 +49,14 @@ def routing_tables(folds: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def summed_evaluation(folds: list[dict[str, Any]], cancers: list[str]) -> list[dict[str, Any]]:
     """What the coordinator knows from sums alone: by cancer type patients, events, loss, and C over pairs within sites."""
     evaluations = [f["evaluation"] for f in folds if "evaluation" in f]
-    total = {k: np.sum([e[k] for e in evaluations], axis=0) for k in ("patients", "events", "loss", "concordant", "comparable")} if evaluations else {}
+    total = (
+        {
+            k: np.sum([e[k] for e in evaluations], axis=0)
+            for k in ("patients", "events", "loss", "concordant", "comparable")
+        }
+        if evaluations
+        else {}
+    )
     return [
         {
             "cancer": cancer,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-
 from oncofed.client.app import app as client_app
 from oncofed.common import wire
 from oncofed.common.blocks import EVIDENCE
@@ -56,11 +55,19 @@ def tampering(change: Callable[[str, RecordDict], None]) -> ClientApp:
 
 
 def test_learns_what_the_consortium_hides(consortium: Path, tmp_path: Path, small_study: Make) -> None:
-    study = small_study(training__rounds=12, training__optimizer="sgd", training__learning_rate=0.02, training__evaluate_every=0, splits__only=[])
+    study = small_study(
+        training__rounds=12,
+        training__optimizer="sgd",
+        training__learning_rate=0.02,
+        training__evaluate_every=0,
+        splits__only=[],
+    )
     done = simulate(study, consortium)
     first, last = (done.results["folds"][0]["curve"][i]["train_loss"] for i in (0, -1))
     assert last < first
-    totals = np.sum([[f["evaluation"]["concordant"], f["evaluation"]["comparable"]] for f in done.results["folds"]], axis=0)
+    totals = np.sum(
+        [[f["evaluation"]["concordant"], f["evaluation"]["comparable"]] for f in done.results["folds"]], axis=0
+    )
     assert (totals[0] / totals[1]).mean() > 0.56
     test = done.predictions[done.predictions["split"] == "test"]
     assert test["patient"].is_unique
@@ -86,7 +93,11 @@ def test_resumed_study_equals_an_uninterrupted_one(consortium: Path, tmp_path: P
     straight_equivalent = small_study(runtime__out=str(tmp_path / "c"), **keys, aggregation__min_sites=4)
     run(straight_equivalent, consortium)
     with pytest.raises(NotEnoughSites, match="round 3: 3 good answers"):
-        run(broken, consortium, fault=lambda m: "error" if m.metadata.group_id == "3" and m.metadata.dst_node_id == 1002 else None)
+        run(
+            broken,
+            consortium,
+            fault=lambda m: "error" if m.metadata.group_id == "3" and m.metadata.dst_node_id == 1002 else None,
+        )
     run(broken.changed(runtime__resume=True), consortium)
     assert model_bytes(broken) == model_bytes(straight_equivalent) == model_bytes(straight)
     other = broken.changed(runtime__resume=True, training__local_steps=9)
@@ -94,10 +105,19 @@ def test_resumed_study_equals_an_uninterrupted_one(consortium: Path, tmp_path: P
         run(other, consortium)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("error", "Flower error 2: .*injected fault"), ("lost", "no answer within"), ("lost-reply", "no answer within")])
-def test_a_failing_site_is_left_out_of_its_round_by_name(consortium: Path, small_study: Make, fault: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("error", "Flower error 2: .*injected fault"), ("lost", "no answer within"), ("lost-reply", "no answer within")],
+)
+def test_a_failing_site_is_left_out_of_its_round_by_name(
+    consortium: Path, small_study: Make, fault: str, words: str
+) -> None:
     study = small_study(training__evaluate_every=0, runtime__round_timeout_s=0.5)
-    results = run(study, consortium, fault=lambda m: fault if m.metadata.dst_node_id == 1001 and m.metadata.group_id == "1" else None)
+    results = run(
+        study,
+        consortium,
+        fault=lambda m: fault if m.metadata.dst_node_id == 1001 and m.metadata.group_id == "1" else None,
+    )
     assert [p["sites"] for p in results["folds"][0]["curve"]] == [3, 4]
     (entry,) = results["left_out"]
     assert (entry["site"], entry["kind"], entry["round"]) == ("Bergen", "train", 1)
@@ -148,7 +168,9 @@ def explode(kind: str, content: RecordDict) -> None:
         (explode, "reaches 1e\\+08, too large"),
     ],
 )
-def test_a_bad_sum_is_refused_and_the_round_goes_on(consortium: Path, small_study: Make, change: Callable[[str, RecordDict], None], words: str) -> None:
+def test_a_bad_sum_is_refused_and_the_round_goes_on(
+    consortium: Path, small_study: Make, change: Callable[[str, RecordDict], None], words: str
+) -> None:
     results = run(small_study(training__evaluate_every=0), consortium, client=tampering(change))
     assert [p["sites"] for p in results["folds"][0]["curve"]] == [3, 3]
     assert {x["site"] for x in results["left_out"]} == {"Bergen"}
@@ -161,7 +183,11 @@ def test_a_refused_site_leaves_no_trace_in_the_weights(consortium: Path, tmp_pat
     poisoned = small_study(runtime__out=str(tmp_path / "a"), training__evaluate_every=0)
     failed = small_study(runtime__out=str(tmp_path / "b"), training__evaluate_every=0)
     run(poisoned, consortium, client=tampering(poison))
-    run(failed, consortium, fault=lambda m: "error" if m.metadata.dst_node_id == 1001 and m.metadata.message_type == "train" else None)
+    run(
+        failed,
+        consortium,
+        fault=lambda m: "error" if m.metadata.dst_node_id == 1001 and m.metadata.message_type == "train" else None,
+    )
     assert model_bytes(poisoned) == model_bytes(failed)
 
 
@@ -175,7 +201,9 @@ def test_a_site_of_another_protocol_never_joins(consortium: Path, small_study: M
     assert "install the same oncofed version" in results["left_out"][0]["reason"]
 
 
-def test_a_server_of_another_protocol_gets_no_answer(consortium: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_another_protocol_gets_no_answer(
+    consortium: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = wire.request
     monkeypatch.setattr(wire, "request", lambda c, a=None: _aged(real(c, a)))
     with pytest.raises(NotEnoughSites, match="the server speaks oncofed protocol 0"):
@@ -192,7 +220,9 @@ def test_too_few_sites_stop_the_study_with_the_reasons(consortium: Path, small_s
         run(small_study(aggregation__min_sites=9), consortium)
 
 
-def test_an_exception_at_a_site_does_not_tell_its_text(consortium: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_at_a_site_does_not_tell_its_text(
+    consortium: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def leak(self: object, cohort: object) -> None:
         raise KeyError("TCGA-SECRET-01")
 
@@ -206,7 +236,9 @@ def test_an_exception_at_a_site_does_not_tell_its_text(consortium: Path, small_s
 def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> None:
     from oncofed.deploy.synth import SynthSettings, write_consortium
 
-    folders = write_consortium(tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8))
+    folders = write_consortium(
+        tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
+    )
     (folders[0] / "policy.toml").write_text("min_patients = 10000\n")
     (folders[1] / "policy.toml").write_text("max_rounds = 1\n")
     results = run(small_study(), tmp_path / "sites")
@@ -219,18 +251,26 @@ def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> Non
 def test_everything_that_leaves_is_in_the_release_log(tmp_path: Path, small_study: Make) -> None:
     from oncofed.deploy.synth import SynthSettings, write_consortium
 
-    folders = write_consortium(tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8))
+    folders = write_consortium(
+        tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
+    )
     results = run(small_study(training__evaluate_every=0), tmp_path / "sites")
     lines = [json.loads(line) for line in (folders[0] / ".oncofed" / "release-log.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["query.hello", "query.statistics", "train", "train", "evaluate"]
-    sent = sum(json.loads(line)["bytes"] for f in folders for line in (f / ".oncofed" / "release-log.jsonl").read_text().splitlines())
+    sent = sum(
+        json.loads(line)["bytes"]
+        for f in folders
+        for line in (f / ".oncofed" / "release-log.jsonl").read_text().splitlines()
+    )
     assert sent == results["folds"][0]["bytes_from_sites"]
 
 
 def test_units_that_cannot_share_a_scale_are_refused_with_names(tmp_path: Path, small_study: Make) -> None:
     from oncofed.deploy.synth import SynthSettings, write_consortium
 
-    folders = write_consortium(tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8))
+    folders = write_consortium(
+        tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
+    )
     (folders[0] / "site.toml").write_text('name = "Aachen"\nexpression_unit = "zscore"\n')
     with pytest.raises(ValueError, match="log-expression: Bergen, Coimbra, Dublin; zscore: Aachen"):
         run(small_study(), tmp_path / "sites")
@@ -238,10 +278,11 @@ def test_units_that_cannot_share_a_scale_are_refused_with_names(tmp_path: Path, 
 
 def test_a_gene_that_a_site_lacks_gets_the_federations_mean(tmp_path: Path, small_study: Make) -> None:
     import pandas as pd
-
     from oncofed.deploy.synth import SynthSettings, write_consortium
 
-    folders = write_consortium(tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8))
+    folders = write_consortium(
+        tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
+    )
     table = pd.read_parquet(folders[0] / "expression.parquet").drop(columns=["GENE0003", "GENE0007"])
     table.to_parquet(folders[0] / "expression.parquet")
     strict = run(small_study(), tmp_path / "sites")
@@ -274,7 +315,18 @@ def test_refit_trains_on_everybody(consortium: Path, small_study: Make) -> None:
     assert about["cancers"] == ["BRCA", "COADREAD", "LUAD"]
 
 
-@pytest.mark.parametrize("keys", [{"aggregation__rule": "fedavg"}, {"training__prox_mu": 0.1}, {"aggregation__optimizer": "yogi", "aggregation__learning_rate": 0.01}, {"task__loss": "cox"}, {"training__optimizer": "sgd", "training__batch_size": 0}, {"model__dispatch": "dense"}, {"model__expert_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"aggregation__rule": "fedavg"},
+        {"training__prox_mu": 0.1},
+        {"aggregation__optimizer": "yogi", "aggregation__learning_rate": 0.01},
+        {"task__loss": "cox"},
+        {"training__optimizer": "sgd", "training__batch_size": 0},
+        {"model__dispatch": "dense"},
+        {"model__expert_dtype": "bfloat16"},
+    ],
+)
 def test_every_choice_of_the_study_runs(consortium: Path, small_study: Make, keys: dict[str, object]) -> None:
     results = run(small_study(**keys), consortium)
     assert results["left_out"] == []

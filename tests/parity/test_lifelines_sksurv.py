@@ -8,14 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lifelines import CoxPHFitter
-from lifelines import PiecewiseExponentialFitter
-from sksurv.metrics import concordance_index_censored
-
+from lifelines import CoxPHFitter, PiecewiseExponentialFitter
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts, survival_sums
 from oncofed.common.survival import TimeGrid, piecewise_exponential_loss
 from oncofed.deploy.reference import ridge_path
+from sksurv.metrics import concordance_index_censored
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,7 +21,7 @@ from oncofed.deploy.reference import ridge_path
 def test_concordance_equals_scikit_survival(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     time, event, risk = rng.integers(1, 12, n).astype(float), rng.integers(0, 2, n), rng.integers(0, 6, n).astype(float)
-    concordant, comparable = pair_counts(risk, time, event)
+    _, comparable = pair_counts(risk, time, event)
     if comparable == 0:
         assert np.isnan(concordance_index(risk, time, event))
         return
@@ -35,7 +33,12 @@ def test_concordance_equals_scikit_survival(n: int, seed: int) -> None:
 def test_pair_counts_by_cancer_add_up_over_sites() -> None:
     rng = np.random.default_rng(0)
     n = 90
-    risk, time, event, cancer = rng.normal(size=n), rng.exponential(size=n), rng.integers(0, 2, n), rng.integers(0, 3, n)
+    risk, time, event, cancer = (
+        rng.normal(size=n),
+        rng.exponential(size=n),
+        rng.integers(0, 2, n),
+        rng.integers(0, 3, n),
+    )
     sums = survival_sums(risk, time, event, np.ones(n), cancer, 4)
     assert sums["patients"].sum() == sums["loss"].sum() == n
     assert sums["patients"][3] == 0
@@ -59,12 +62,16 @@ def test_piecewise_exponential_baseline_equals_lifelines() -> None:
     time, event = rng.exponential(20, 400) + 0.01, rng.integers(0, 2, 400)
     grid = TimeGrid((0.0, 5.0, 15.0, 40.0))
     a = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([a], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [a], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
     parts = [torch.tensor(grid.exposure(time)), torch.tensor(grid.interval(time)), torch.tensor(event.astype(float))]
 
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = piecewise_exponential_loss(torch.zeros(400, dtype=torch.float64), a, *parts, torch.zeros(400, dtype=torch.long)).mean()
+        loss = piecewise_exponential_loss(
+            torch.zeros(400, dtype=torch.float64), a, *parts, torch.zeros(400, dtype=torch.long)
+        ).mean()
         loss.backward()
         return loss
 

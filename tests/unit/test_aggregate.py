@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum, weigh
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import Accumulator, mean_by_block
@@ -20,8 +19,14 @@ SHAPES = {"w": (4,), "experts": (3, 2, 5), EVIDENCE: (4,)}
 
 def site_sum(seed: int, evidence: dict[str, float] | None = None, scale: float = 1.0) -> tuple[Sum, Sum, np.ndarray]:
     rng = np.random.default_rng(seed)
-    delta = {"w": rng.normal(0, scale, (4,)).astype(np.float32), "experts": rng.normal(0, scale, (3, 2, 5)).astype(np.float32)}
-    given_ = evidence or {"trunk": float(rng.integers(1, 300)), **{f"e/{i}": float(rng.uniform(0, 200)) for i in range(3)}}
+    delta = {
+        "w": rng.normal(0, scale, (4,)).astype(np.float32),
+        "experts": rng.normal(0, scale, (3, 2, 5)).astype(np.float32),
+    }
+    given_ = evidence or {
+        "trunk": float(rng.integers(1, 300)),
+        **{f"e/{i}": float(rng.uniform(0, 200)) for i in range(3)},
+    }
     vector = BLOCKS.vector(given_)
     return weigh(delta, vector, BLOCKS), delta, vector
 
@@ -65,7 +70,10 @@ def test_tau_slows_blocks_with_little_evidence() -> None:
 def test_unused_expert_and_its_momentum_stay_untouched(kind: str) -> None:
     optimizer = ServerOptimizer(Aggregation(optimizer=kind, learning_rate=0.7), BLOCKS)
     rng = np.random.default_rng(0)
-    weights: Sum = {"w": rng.normal(size=4).astype(np.float32), "experts": rng.normal(size=(3, 2, 5)).astype(np.float32)}
+    weights: Sum = {
+        "w": rng.normal(size=4).astype(np.float32),
+        "experts": rng.normal(size=(3, 2, 5)).astype(np.float32),
+    }
     weights = optimizer.step(weights, *combine([site_sum(1)[0]]))  # every block has momentum now
     before = {name: {k: v.copy() for k, v in parts.items()} for name, parts in optimizer.state.items()}
     after = optimizer.step(weights, *combine([site_sum(2, {"trunk": 10, "e/0": 5, "e/1": 0, "e/2": 5})[0]]))
@@ -94,7 +102,11 @@ def test_server_adam_follows_reddi_et_al() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 2**31), min_size=2, max_size=7, unique=True), st.randoms(), st.sampled_from([1e-9, 1e-3, 1.0, 1e3]))
+@given(
+    st.lists(st.integers(0, 2**31), min_size=2, max_size=7, unique=True),
+    st.randoms(),
+    st.sampled_from([1e-9, 1e-3, 1.0, 1e3]),
+)
 def test_order_of_arrival_cannot_matter(seeds: list[int], random, scale: float) -> None:  # type: ignore[no-untyped-def]
     sums = [site_sum(s, scale=scale)[0] for s in seeds]
     shuffled = sums[:]
@@ -118,7 +130,10 @@ def test_fixed_point_keeps_the_sum(values: list[float]) -> None:
     accumulator = Accumulator({"x": ()})
     for v in values:
         accumulator.add({"x": np.array(v)})
-    assert abs(float(accumulator.total()["x"]) - np.sum(np.array(values, dtype=np.float64))) <= len(values) * 2.0**-41 + 1e-9
+    assert (
+        abs(float(accumulator.total()["x"]) - np.sum(np.array(values, dtype=np.float64)))
+        <= len(values) * 2.0**-41 + 1e-9
+    )
 
 
 def test_overflow_is_refused_by_name_and_adds_nothing() -> None:

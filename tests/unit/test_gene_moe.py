@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from oncofed.common.models.build import build_empty, build_model, get_weights, set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.study import Study
@@ -14,7 +13,9 @@ CANCERS = ("BRCA", "LUAD", "STAD")
 
 
 def model(**keys: object) -> GeneMOE:
-    study = Study().changed(**({"model__size": "tiny", "model__first_layer_scale": 1.0} | {f"model__{k}": v for k, v in keys.items()}))
+    study = Study().changed(
+        **({"model__size": "tiny", "model__first_layer_scale": 1.0} | {f"model__{k}": v for k, v in keys.items()})
+    )
     return build_model(study, genes=20, cancers=CANCERS, intervals=5)
 
 
@@ -114,7 +115,9 @@ def test_bfloat16_experts_stay_close() -> None:
 def test_weights_travel_whole_or_not_at_all() -> None:
     m = model()
     weights = {k: v.copy() for k, v in get_weights(m).items()}
-    empty = build_empty(Study().changed(model__size="tiny"), torch.device("cpu"), genes=20, cancers=CANCERS, intervals=5)
+    empty = build_empty(
+        Study().changed(model__size="tiny"), torch.device("cpu"), genes=20, cancers=CANCERS, intervals=5
+    )
     set_weights(empty, weights)
     x, c = inputs()
     torch.testing.assert_close(empty(x, c).risk, m(x, c).risk)

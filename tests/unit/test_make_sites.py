@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from oncofed.client.data.check import check_site
 from oncofed.client.data.read import read_clinical, read_pathology
 from oncofed.client.data.site import SiteFolder, list_sites
@@ -21,13 +20,19 @@ def write_pool(folder: Path, z: bool = True) -> None:
     names = [f"TCGA-{i:03d}" for i in range(100)]
     institution = ["Mayo Clinic"] * 50 + ["Henry Ford"] * 41 + ["Tiny"] * 9
     cancer = np.array(["LUAD", "STAD"])[rng.integers(0, 2, 100)]
-    table = pd.DataFrame({"patient": names, "cancer_type": cancer, "institution": institution, "time_months": 5.0, "event": 1})
+    table = pd.DataFrame(
+        {"patient": names, "cancer_type": cancer, "institution": institution, "time_months": 5.0, "event": 1}
+    )
     folder.mkdir(parents=True)
     table.to_csv(folder / "clinical.csv", index=False)
     for cohort in ("LUAD", "STAD"):
         rows = table["cancer_type"] == cohort
         x = rng.normal(0 if z else 5, 1, (rows.sum(), 5))
-        frame = pd.DataFrame(x - x.mean(0) if z else x.clip(0), index=pd.Index(table.loc[rows, "patient"]), columns=list("ABCD") + [f"only_{cohort}"])
+        frame = pd.DataFrame(
+            x - x.mean(0) if z else x.clip(0),
+            index=pd.Index(table.loc[rows, "patient"]),
+            columns=[*"ABCD", f"only_{cohort}"],
+        )
         (folder / "expression").mkdir(exist_ok=True)
         frame.to_parquet(folder / "expression" / f"{cohort}.parquet")
     (folder / "pathology").mkdir()
@@ -98,7 +103,10 @@ def test_synthetic_consortium_is_clean_and_true(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds sites already"):
         write_consortium(out, settings)
     again = write_consortium(tmp_path / "again", settings)
-    assert all((a / "clinical.csv").read_text() == (b / "clinical.csv").read_text() for a, b in zip(folders, again, strict=True))
+    assert all(
+        (a / "clinical.csv").read_text() == (b / "clinical.csv").read_text()
+        for a, b in zip(folders, again, strict=True)
+    )
 
 
 def test_too_few_genes_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-
 from oncofed.client.data.check import SiteReport, check_site
 from oncofed.client.data.cohort import Cohort, gene_names, open_cohort
 from oncofed.client.data.read import read_clinical, read_expression
@@ -23,7 +22,15 @@ PANEL = GenePanel(("EGFR", "ABSENT", "TP53"))
 
 
 def clinical() -> pd.DataFrame:
-    return pd.DataFrame({"patient": PATIENTS, "cancer_type": ["BRCA", "LUAD"] * 6, "time": np.arange(1.0, 13.0), "event": [0, 1, 1] * 4, "age": 60})
+    return pd.DataFrame(
+        {
+            "patient": PATIENTS,
+            "cancer_type": ["BRCA", "LUAD"] * 6,
+            "time": np.arange(1.0, 13.0),
+            "event": [0, 1, 1] * 4,
+            "age": 60,
+        }
+    )
 
 
 def expression() -> pd.DataFrame:
@@ -31,7 +38,13 @@ def expression() -> pd.DataFrame:
     return pd.DataFrame(values, index=pd.Index(PATIENTS, name="patient"), columns=GENES)
 
 
-def write_site(folder: Path, table: pd.DataFrame | None = None, x: pd.DataFrame | None = None, kind: str = "csv", **description: object) -> SiteFolder:
+def write_site(
+    folder: Path,
+    table: pd.DataFrame | None = None,
+    x: pd.DataFrame | None = None,
+    kind: str = "csv",
+    **description: object,
+) -> SiteFolder:
     write_description(folder, SiteDescription(**({"name": "Test", "expression_unit": "log2"} | description)))
     (clinical() if table is None else table).to_csv(folder / "clinical.csv", index=False)
     x = expression() if x is None else x

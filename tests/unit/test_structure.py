@@ -7,11 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from oncofed.common.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
-ALLOWED = {"common": {"common"}, "client": {"common", "client"}, "server": {"common", "server"}, "deploy": {"common", "client", "server", "deploy"}}
+ALLOWED = {
+    "common": {"common"},
+    "client": {"common", "client"},
+    "server": {"common", "server"},
+    "deploy": {"common", "client", "server", "deploy"},
+}
 
 
 def imported_parts(file: Path) -> set[str]:
@@ -21,7 +25,9 @@ def imported_parts(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-            names |= {f"{node.module}.{alias.name}" if node.module == "oncofed" else str(node.module) for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}" if node.module == "oncofed" else str(node.module) for alias in node.names
+            }
     return {n.split(".")[1] for n in names if n.startswith("oncofed.")}
 
 
@@ -34,14 +40,29 @@ def test_arrows_point_one_way(part: str) -> None:
 
 
 def test_only_the_engine_touches_private_flower() -> None:
-    private = ("flwr.supercore", "flwr.server.superlink", "flwr.simulation.run_simulation", "flwr.proto", "flwr.common.constant")
-    users = {str(f.relative_to(ROOT)) for part in ALLOWED for f in (ROOT / part).rglob("*.py") if any(p in f.read_text() for p in private)}
+    private = (
+        "flwr.supercore",
+        "flwr.server.superlink",
+        "flwr.simulation.run_simulation",
+        "flwr.proto",
+        "flwr.common.constant",
+    )
+    users = {
+        str(f.relative_to(ROOT))
+        for part in ALLOWED
+        for f in (ROOT / part).rglob("*.py")
+        if any(p in f.read_text() for p in private)
+    }
     assert users == {"deploy/engine.py"}
 
 
 def test_package_list_matches_the_tree() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {"oncofed." + ".".join(f.parent.relative_to(ROOT).parts) for part in ALLOWED for f in (ROOT / part).rglob("__init__.py")}
+    found = {
+        "oncofed." + ".".join(f.parent.relative_to(ROOT).parts)
+        for part in ALLOWED
+        for f in (ROOT / part).rglob("__init__.py")
+    }
     assert listed == found
 
 
@@ -68,5 +89,9 @@ def test_top_level_holds_what_the_architecture_names() -> None:
 
 
 def test_files_stay_readable() -> None:
-    lengths = {str(f.relative_to(ROOT)): len(f.read_text().splitlines()) for part in ALLOWED for f in (ROOT / part).rglob("*.py")}
+    lengths = {
+        str(f.relative_to(ROOT)): len(f.read_text().splitlines())
+        for part in ALLOWED
+        for f in (ROOT / part).rglob("*.py")
+    }
     assert not {f: n for f, n in lengths.items() if n > 400}

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from oncofed.common.survival import (
     PUBLIC_EDGES,
     TimeGrid,
@@ -67,7 +66,10 @@ def test_coarsening_equals_counting_on_the_coarse_grid() -> None:
 
 
 def loss_of_one_cancer(risk: np.ndarray, log_baseline: np.ndarray, time: np.ndarray, event: np.ndarray) -> np.ndarray:
-    t = [torch.tensor(a) for a in (risk, log_baseline[None], GRID.exposure(time), GRID.interval(time), event.astype(float))]
+    t = [
+        torch.tensor(a)
+        for a in (risk, log_baseline[None], GRID.exposure(time), GRID.interval(time), event.astype(float))
+    ]
     return piecewise_exponential_loss(*t, torch.zeros(len(risk), dtype=torch.long)).numpy()
 
 
@@ -86,12 +88,16 @@ def test_constant_hazard_mle_is_events_over_exposure() -> None:
     rng = np.random.default_rng(2)
     time, event = rng.exponential(25, 500) + 0.01, (rng.random(500) < 0.7).astype(int)
     a = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([a], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [a], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
     tensors = [torch.tensor(GRID.exposure(time)), torch.tensor(GRID.interval(time)), torch.tensor(event.astype(float))]
 
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = piecewise_exponential_loss(torch.zeros(500, dtype=torch.float64), a, *tensors, torch.zeros(500, dtype=torch.long)).mean()
+        loss = piecewise_exponential_loss(
+            torch.zeros(500, dtype=torch.float64), a, *tensors, torch.zeros(500, dtype=torch.long)
+        ).mean()
         loss.backward()
         return loss
 
