@@ -156,17 +156,19 @@ def _average_within_blocks(model: GeneMOE, blocks: Blocks, used: dict[str, Tenso
     """Turn gradients of the batch mean into means over the patients behind each block.
 
     Evidence then multiplies back exactly what was divided: sum_i n_ib * (G_ib / n_ib) / sum_i n_ib is the pooled mean
-    gradient of block b, so plain SGD by evidence has the pooled optimum as its fixed point. Adam needs no such factor.
+    gradient of block b, so full-batch SGD by evidence has the pooled optimum as its fixed point, whatever the sites'
+    case mix (a test says so). Adam's steps have no scale to correct, and FedAvg weighs by patients, so both go without.
+    A block with less than one patient's worth in the batch counts as one: a stray patient is no mean.
     """
     for name, p in model.named_parameters():
         if p.grad is None:
             continue
         owner = blocks.owners[name]
         if isinstance(owner, str):
-            p.grad.mul_(patients / used[owner] if used[owner] > 0 else 0.0)
+            p.grad.mul_(patients / used[owner].clamp(min=1.0))
             continue
         mass = torch.stack([used[block] for block in owner])
-        factor = torch.where(mass > 0, patients / mass.clamp(min=1e-12), torch.zeros_like(mass))
+        factor = patients / mass.clamp(min=1.0)
         p.grad.mul_(factor.reshape(-1, *([1] * (p.grad.ndim - 1))))
 
 

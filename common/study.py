@@ -40,7 +40,7 @@ class Model(Section):
     attention_experts: int = Field(-1, ge=-1, description="-1: the size's own, 0: no attention experts")
     attention_top_k: int = Field(0, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
-    input_dropout: float = Field(0.3, ge=0, lt=1, description="share of genes hidden from the model in a training step")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="share of genes hidden from the model in a training step")
     gate_noise: bool = True
     gate_sees_cancer: bool = True
     shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
@@ -96,13 +96,13 @@ class Panel(Section):
 class Training(Section):
     """Rounds, and what a site does in each."""
 
-    rounds: int = Field(40, ge=1)
+    rounds: int = Field(20, ge=1)
     local_steps: int = Field(4, ge=1, description="optimiser steps a site makes in a round")
     batch_size: int = Field(32, ge=0, description="patients in a step; 0: all of the site's")
-    optimizer: Literal["sgd", "adam"] = "adam"
-    learning_rate: float = Field(3e-4, gt=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(0.01, ge=0)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(0.002, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
     clip_norm: float = Field(0.0, ge=0, description="clip the gradient of a step; 0: off")
@@ -256,8 +256,8 @@ def _explain(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"  {key or 'study'} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
     names = _valid_keys() + sorted({k.split(".")[0] for k in _valid_keys()})
-    near = difflib.get_close_matches(key, names, 1, 0.0)
-    if "." in key:  # a wrong name inside a right table is nearest to its neighbours
-        table = key.rpartition(".")[0]
-        near = difflib.get_close_matches(key, [k for k in names if k.rpartition(".")[0] == table], 1, 0.0) or near
+    table, _, last = key.rpartition(".")
+    near = [k for k in names if k.rpartition(".")[2] == last]  # the right name in the wrong table
+    near = near or difflib.get_close_matches(key, [k for k in names if k.rpartition(".")[0] == table], 1, 0.6)
+    near = near or difflib.get_close_matches(key, names, 1, 0.0)
     return f"  {key}: unknown key; did you mean {near[0]}?"

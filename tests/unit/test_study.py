@@ -35,6 +35,7 @@ def test_reads_toml_with_overrides(tmp_path: Path) -> None:
     ("data", "words"),
     [
         ({"training.round": 3}, "training.round: unknown key; did you mean training.rounds?"),
+        ({"training.input_dropout": 0.3}, "did you mean model.input_dropout?"),
         ({"trainig.rounds": 3}, "trainig: unknown key; did you mean training?"),
         ({"aggregation.momentun": 0.3}, "did you mean aggregation.momentum?"),
         ({"training.rounds": 0}, r"training.rounds = 0: .*greater than or equal to 1"),
