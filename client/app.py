@@ -14,12 +14,13 @@ from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.release import Door
-from oncofed.client.session import Session
+from oncofed.client.session import ResidentModel, Session
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 
 app = ClientApp()
 log = logging.getLogger("oncofed.client")
+resident = ResidentModel()
 
 Handler = Callable[[Session], "Answer"]
 Answer = tuple[wire.Config, dict | None, int]
@@ -57,7 +58,7 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 name = folder.name
                 site = SiteFolder.open(folder)
                 name = site.name
-                session = Session.of(message.content, site, work)
+                session = Session.of(message.content, site, work, resident)
                 door = Door(name, Policy.read(folder), work / "release-log.jsonl")
                 door.admit(kind, session.study.training.rounds)
                 config, total, patients = function(session)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.blocks import Blocks, Sum, weigh
+from oncofed.common.errors import Refusal
 from oncofed.common.models.build import get_weights, set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.output import ModelOutput
@@ -107,10 +108,15 @@ def train_locally(
             torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm)
         optimizer.step()
         shares = {block: shares.get(block, torch.zeros((), device=device)) + value for block, value in used.items()}
+    mean_loss = float(torch.stack(losses).mean())
+    if not math.isfinite(mean_loss):
+        raise Refusal(
+            f"training diverged in round {round_} (loss {mean_loss}); lower training.learning_rate or set training.clip_norm"
+        )
     after = get_weights(model)
     delta = {name: after[name] - weights[name] for name in after}
     evidence = _evidence(study, blocks, shares, patients=len(batch), seen=size * steps)
-    return weigh(delta, evidence, blocks), float(torch.stack(losses).mean())
+    return weigh(delta, evidence, blocks), mean_loss
 
 
 def learning_rate(study: Study, round_: int) -> float:

@@ -65,7 +65,7 @@ def weigh(delta: Mapping[str, np.ndarray], evidence: np.ndarray, blocks: Blocks)
     """
     total: Sum = {EVIDENCE: np.asarray(evidence, dtype=np.float64)}
     for name, value in delta.items():
-        total[name] = (value * blocks.spread(evidence, name, value.ndim)).astype(np.float32)
+        total[name] = value * blocks.spread(evidence, name, value.ndim).astype(np.float32)
     return total
 
 

@@ -115,4 +115,5 @@ def survival_curve(log_baseline_K: np.ndarray, grid: TimeGrid, risk: np.ndarray,
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """A tensor on `device`; floats become float32, integers int64."""
     kind = torch.float32 if np.issubdtype(array.dtype, np.floating) else torch.int64
-    return torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=kind)
+    # memory-mapped arrays are read-only, and torch must own what it may write to
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device=device, dtype=kind)

@@ -11,6 +11,7 @@ import typer
 from oncofed.client.data.site import Unit
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -49,11 +50,12 @@ def site_check(
         facts.add_row(key, value)
     out.print(facts)
     if report.findings:
-        table = Table("level", "file", "column", "count", "problem", "remedy", title="Findings", title_justify="left")
         for f in sorted(report.findings, key=lambda f: f.level):
             style = "red" if f.level == "error" else "yellow"
-            table.add_row(f"[{style}]{f.level}[/]", f.file, f.column, str(f.count), f.problem, f.remedy)
-        out.print(table)
+            where = escape(": ".join(part for part in (f.file, f.column) if part))
+            out.print(
+                f"[{style}]{f.level}[/] {where}: {f.count} {escape(f.problem)}\n        [dim]{escape(f.remedy)}[/]"
+            )
     out.print("[green]ready[/]" if report.ok else "[red]not ready: mend the errors above[/]")
     raise typer.Exit(0 if report.ok else 1)
 
@@ -136,6 +138,21 @@ def simulate_command(
     overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
     comparison = run_compare(chosen, sites, tuple(m for m in compare.split(",") if m), engine)
+    report = write_comparison(comparison, target)
+    print_tables(comparison, out)
+    out.print(f"report: {report}")
+
+
+@cli.command("demo")
+def demo_command(
+    target: Annotated[Path, typer.Option("--out", help="folder for sites, results and report")] = Path("demo"),
+) -> None:
+    """Run the main job on a synthetic consortium: federation, comparison, report."""
+    from oncofed.deploy.demo import run_demo
+    from oncofed.deploy.present import print_tables, write_comparison
+
+    out.print("A synthetic consortium of 6 hospitals and 900 patients; the truth behind it is known.")
+    comparison = run_demo(target)
     report = write_comparison(comparison, target)
     print_tables(comparison, out)
     out.print(f"report: {report}")

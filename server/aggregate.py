@@ -28,16 +28,17 @@ class Accumulator:
         # The sum of the largest magnitudes bounds every partial total, so overflow is seen before it happens.
         self._reach = dict.fromkeys(shapes, 0.0)
 
-    def check(self, one: Sum, source: str) -> None:
-        """Raise `ValueError` naming `source` where `one` has wrong names or shapes, NaN, or would overflow."""
+    def check(self, one: Sum, source: str) -> dict[str, float]:
+        """Peaks by name; raises `ValueError` naming `source` on wrong names or shapes, NaN, or an overflow to come."""
         if one.keys() != self._total.keys():
             raise ValueError(
                 f"{source}: the sum has other arrays than the model: {sorted(one.keys() ^ self._total.keys())[:5]}"
             )
+        peaks: dict[str, float] = {}
         for name, value in one.items():
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
-            peak = self._peak(value)
+            peak = peaks[name] = self._peak(value)
             if not np.isfinite(peak):
                 raise ValueError(f"{source}: '{name}' holds values that are not finite")
             if self._reach[name] + peak * 2.0**self.bits >= _LIMIT:
@@ -47,10 +48,11 @@ class Accumulator:
                 )
         if EVIDENCE in one and (one[EVIDENCE] < 0).any():
             raise ValueError(f"{source}: evidence below zero")
+        return peaks
 
     def add(self, one: Sum, source: str = "sum") -> None:
         """Add one site's sum; on an error nothing has been added."""
-        self.check(one, source)
+        peaks = self.check(one, source)
         scale = 2.0**self.bits
         buffer = np.empty(_CHUNK, dtype=np.float64)
         for name, value in one.items():
@@ -60,7 +62,7 @@ class Accumulator:
                 np.multiply(flat[at : at + part.size], scale, out=part)
                 np.rint(part, out=part)
                 total[at : at + part.size] += part.astype(np.int64)
-            self._reach[name] += self._peak(value) * scale + 1.0
+            self._reach[name] += peaks[name] * scale + 1.0
         self.count += 1
 
     def total(self) -> Sum:

@@ -20,22 +20,21 @@ class ServerOptimizer:
 
     def _step_one(self, name: str, theta: np.ndarray, delta: np.ndarray, evidence: np.ndarray) -> np.ndarray:
         s = self.settings
+        if s.optimizer == "sgd":  # the mean change of a block without evidence is exactly 0
+            return (theta + s.learning_rate * delta).astype(np.float32)
         used = np.broadcast_to(self.blocks.spread(evidence, name, theta.ndim) > 0, theta.shape)
-        if s.optimizer == "sgd":
-            move = delta
-        else:
-            state = self.state.setdefault(name, self._fresh(theta))
-            first = s.momentum * state["first"] + (delta if s.optimizer == "momentum" else (1 - s.momentum) * delta)
-            state["first"] = np.where(used, first, state["first"])
-            move = state["first"]
-            if s.optimizer in ("adam", "yogi"):
-                square = np.square(delta)
-                if s.optimizer == "adam":
-                    second = s.second_momentum * state["second"] + (1 - s.second_momentum) * square
-                else:
-                    second = state["second"] - (1 - s.second_momentum) * square * np.sign(state["second"] - square)
-                state["second"] = np.where(used, second, state["second"])
-                move = state["first"] / (np.sqrt(state["second"]) + s.adaptivity)
+        state = self.state.setdefault(name, self._fresh(theta))
+        first = s.momentum * state["first"] + (delta if s.optimizer == "momentum" else (1 - s.momentum) * delta)
+        state["first"] = np.where(used, first, state["first"])
+        move = state["first"]
+        if s.optimizer in ("adam", "yogi"):
+            square = np.square(delta)
+            if s.optimizer == "adam":
+                second = s.second_momentum * state["second"] + (1 - s.second_momentum) * square
+            else:
+                second = state["second"] - (1 - s.second_momentum) * square * np.sign(state["second"] - square)
+            state["second"] = np.where(used, second, state["second"])
+            move = state["first"] / (np.sqrt(state["second"]) + s.adaptivity)
         return np.where(used, theta + s.learning_rate * move, theta).astype(np.float32)
 
     def _fresh(self, theta: np.ndarray) -> Sum:

@@ -54,7 +54,8 @@ class Cohort:
 
     def standardised(self, mean_G: np.ndarray, sd_G: np.ndarray) -> np.ndarray:
         """Expression with the federation's mean and deviation, float32 `[N, G]`; a missing value becomes the mean, 0."""
-        x = (self.x_NG - mean_G.astype(np.float32)) / sd_G.astype(np.float32)
+        x = np.subtract(self.x_NG, mean_G.astype(np.float32))
+        x /= sd_G.astype(np.float32)
         return np.nan_to_num(x, copy=False, nan=0.0)
 
 

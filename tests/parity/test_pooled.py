@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.train import Batch, train_locally
 from oncofed.common.blocks import EVIDENCE

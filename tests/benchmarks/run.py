@@ -1,0 +1,176 @@
+"""Benchmarks: ratios within one run, printed as a table. `make bench`, or name one: overhead, experts, aggregation.
+
+Nothing here is a test: machines differ and are noisy. Measured results stand in docs/results/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from oncofed.client.app import app as client_app
+from oncofed.common.blocks import EVIDENCE
+from oncofed.common.models.layers import AttentionExperts, ExpertLayer
+from oncofed.common.study import Study
+from oncofed.deploy.engine import InProcessGrid
+from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.server.aggregate import Accumulator
+from oncofed.server.app import run_study
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def overhead() -> None:
+    """Seconds of a round against the sum of its local training steps alone (target: at most 10 % more)."""
+    table = Table("sites", "parameters", "rounds", "s/round", "s in local steps", "overhead", title="in-process round")
+    with tempfile.TemporaryDirectory() as folder:
+        for sites, patients, keys in (
+            (5, 1000, {}),
+            (10, 2000, {}),
+            (10, 2000, {"model__width": 64, "model__latent": 32}),
+        ):
+            root = Path(folder) / f"{sites}-{len(keys)}"
+            write_consortium(root, SynthSettings(sites=sites, patients=patients, genes=1500, cancers=5))
+            study = Study().changed(
+                training__rounds=6, training__evaluate_every=0, splits__only=[0], runtime__out=str(root / "out"), **keys
+            )
+            grid = InProcessGrid(client_app, [{"partition-id": i} for i in range(sites)], {"sites": str(root)})
+            marks: list[float] = []
+            spent: list[float] = []
+            from oncofed.server import fold as server_fold
+
+            original = server_fold.FoldRun._save
+
+            def save(self, strategy, round_, curve, original=original, marks=marks):  # type: ignore[no-untyped-def]
+                original(self, strategy, round_, curve)
+                marks.append(time.perf_counter())
+
+            server_fold.FoldRun._save = save  # type: ignore[method-assign]
+            from oncofed.client.session import Session
+
+            train = Session.train
+
+            def timed(self, cohort, train=train, spent=spent):  # type: ignore[no-untyped-def]
+                result = train(self, cohort)
+                spent.append(result[2])
+                return result
+
+            Session.train = timed  # type: ignore[method-assign]
+            try:
+                results = run_study(study, grid)
+            finally:
+                server_fold.FoldRun._save, Session.train = original, train  # type: ignore[method-assign]
+            # the first round prepares nothing any more, but warms up allocators: leave it out
+            a_round = (marks[-1] - marks[0]) / (len(marks) - 1)
+            local = sum(spent[sites:]) / (len(marks) - 1)
+            parameters = results["folds"][0]["parameters"]
+            table.add_row(
+                str(sites),
+                f"{parameters:,}",
+                str(len(marks) - 1),
+                f"{a_round:.3f}",
+                f"{local:.3f}",
+                f"{a_round / local - 1:+.1%}",
+            )
+    console.print(table)
+
+
+def experts() -> None:
+    """The stacked expert layers against a Python loop over `nn.Linear` experts, forward and backward."""
+    table = Table(
+        "layer", "batch", "loop ms", "dense ms", "routed ms", "routed/loop", title="expert layer, forward + backward"
+    )
+    g, d, e, k = 1500, 256, 8, 2
+    for batch in (32, 256):
+        x = torch.randn(batch, g)
+        top, index = torch.randn(batch, e).topk(k, dim=1)
+        gate = torch.zeros(batch, e).scatter(1, index, torch.softmax(top, 1))
+        layer = ExpertLayer(e, g, d)
+        linears = torch.nn.ModuleList(torch.nn.Linear(g, d) for _ in range(e))
+
+        def loop(
+            x: torch.Tensor = x, gate: torch.Tensor = gate, linears: torch.nn.ModuleList = linears
+        ) -> torch.Tensor:
+            out = torch.zeros(len(x), d)
+            for i, linear in enumerate(linears):
+                rows = torch.nonzero(gate[:, i]).squeeze(1)
+                if len(rows):
+                    out = out.index_add(0, rows, gate[rows, i, None] * torch.tanh(linear(x[rows])))
+            return out
+
+        times = _interleaved([loop, lambda: layer(x, gate), lambda: layer.forward_routed(x, gate)])  # noqa: B023
+        table.add_row(
+            f"experts {e} x {g} -> {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
+        )
+        h = torch.randn(batch, d)
+        attention = AttentionExperts(4, d)
+        top, index = torch.randn(batch, 4).topk(2, dim=1)
+        gate4 = torch.zeros(batch, 4).scatter(1, index, torch.softmax(top, 1))
+
+        def attention_loop(
+            h: torch.Tensor = h, gate4: torch.Tensor = gate4, attention: AttentionExperts = attention
+        ) -> torch.Tensor:
+            out = torch.zeros_like(h)
+            for i in range(4):
+                rows = torch.nonzero(gate4[:, i]).squeeze(1)
+                q, key, v = (h[rows] @ w[i] for w in (attention.query, attention.key, attention.value))
+                a = torch.softmax(q[:, :, None] * key[:, None, :], -1)
+                out = out.index_add(0, rows, gate4[rows, i, None] * torch.einsum("bij,bj->bi", a, v))
+            return out
+
+        times = _interleaved([attention_loop, lambda: attention(h, gate4), lambda: attention.forward_routed(h, gate4)])  # noqa: B023
+        table.add_row(
+            f"attention 4 x {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
+        )
+    console.print(table)
+
+
+def aggregation() -> None:
+    """Speed and peak memory of the accumulator: memory must not grow with the number of replies."""
+    table = Table("replies", "model MB", "seconds", "GB/s", "peak MB beside the reply", title="streaming aggregation")
+    size = 4_000_000
+    reply = {"w": np.random.default_rng(0).normal(size=size).astype(np.float32), EVIDENCE: np.ones(1)}
+    for replies in (5, 20, 100):
+        tracemalloc.start()
+        accumulator = Accumulator({"w": (size,), EVIDENCE: (1,)})
+        begin = time.perf_counter()
+        for _ in range(replies):
+            accumulator.add(reply)
+        seconds = time.perf_counter() - begin
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        moved = replies * reply["w"].nbytes
+        table.add_row(
+            str(replies),
+            f"{reply['w'].nbytes / 1e6:.0f}",
+            f"{seconds:.2f}",
+            f"{moved / seconds / 1e9:.2f}",
+            f"{peak / 1e6:.0f}",
+        )
+    console.print(table)
+
+
+def _interleaved(calls: list[Callable[[], torch.Tensor]], repeats: int = 15) -> list[float]:
+    """Median seconds of each call with its backward pass, taken in turns so that noise meets all alike."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for mine, call in zip(times, calls, strict=True):
+            begin = time.perf_counter()
+            call().sum().backward()
+            mine.append(time.perf_counter() - begin)
+    return [float(np.median(t[2:])) for t in times]
+
+
+BENCHMARKS = {"overhead": overhead, "experts": experts, "aggregation": aggregation}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or BENCHMARKS:
+        BENCHMARKS[name]()
