@@ -59,7 +59,9 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 site = SiteFolder.open(folder)
                 name = site.name
                 session = Session.of(message.content, site, work, resident)
-                door = Door(name, Policy.read(folder), work / "release-log.jsonl")
+                door = Door(
+                    name, Policy.read(folder), work / "release-log.jsonl", digest="site-dir" in context.node_config
+                )
                 door.admit(kind, session.study.training.rounds)
                 config, total, patients = function(session)
                 return Message(door.release(kind, session.stamp | config, total, patients=patients), reply_to=message)

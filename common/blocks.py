@@ -58,6 +58,13 @@ class Blocks:
         return rows.reshape(-1, *([1] * (ndim - 1)))
 
 
+def all_finite(value: np.ndarray) -> bool:
+    """Whether an array holds no NaN and no infinity: one pass and no copy where all is well."""
+    flat = value.reshape(-1)
+    # The squares may overflow though all is finite: only then look closer.
+    return bool(np.isfinite(np.vdot(flat, flat))) or bool(np.isfinite(flat).all())
+
+
 def weigh(delta: Mapping[str, np.ndarray], evidence: np.ndarray, blocks: Blocks) -> Sum:
     """A site's training sum `{evidence: n_b, name: n_b * delta_b}` in float32 (evidence float64).
 

@@ -96,16 +96,16 @@ class Panel(Section):
 class Training(Section):
     """Rounds, and what a site does in each."""
 
-    rounds: int = Field(20, ge=1)
+    rounds: int = Field(15, ge=1)
     local_steps: int = Field(4, ge=1, description="optimiser steps a site makes in a round")
     batch_size: int = Field(32, ge=0, description="patients in a step; 0: all of the site's")
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = Field(0.002, gt=0)
+    learning_rate: float = Field(0.001, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = Field(1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
-    clip_norm: float = Field(0.0, ge=0, description="clip the gradient of a step; 0: off")
+    clip_norm: float = Field(10.0, ge=0, description="clip the gradient of a step; 0: off")
     evaluate_every: int = Field(
         5, ge=0, description="score the held-out fold every so many rounds for the curve; 0: only at the end"
     )

@@ -6,6 +6,7 @@ A request carries `ask` (versions, study, phase, round, panel hash) and, where n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -24,6 +25,7 @@ Config = dict[str, bool | int | float | str | list[str] | list[float]]
 _RAW = "raw.little-endian"
 
 
+@functools.cache
 def package_version() -> str:
     """The installed version of oncofed."""
     try:

@@ -15,7 +15,7 @@ UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
 
 _LIMIT = 2.0**62
-_CHUNK = 1 << 18
+_CHUNK = 1 << 15
 
 
 class Accumulator:
@@ -54,9 +54,10 @@ class Accumulator:
         """Add one site's sum; on an error nothing has been added."""
         peaks = self.check(one, source)
         scale = 2.0**self.bits
-        buffer = np.empty(_CHUNK, dtype=np.float64)
         for name, value in one.items():
             total, flat = self._total[name].reshape(-1), value.reshape(-1)
+            # float32 times a power of two is exact, and rint of it too: no need to widen
+            buffer = np.empty(_CHUNK, dtype=np.float32 if value.dtype == np.float32 else np.float64)
             for at in range(0, flat.size, _CHUNK):
                 part = buffer[: min(_CHUNK, flat.size - at)]
                 np.multiply(flat[at : at + part.size], scale, out=part)
@@ -71,8 +72,12 @@ class Accumulator:
 
     @staticmethod
     def _peak(value: np.ndarray) -> float:
-        """Largest magnitude; NaN or infinity where one is in the array. Two passes and no copy."""
-        return max(abs(float(value.max())), abs(float(value.min()))) if value.size else 0.0
+        """Largest magnitude; NaN or infinity where one is in the array. By chunks, so that memory is read once."""
+        flat, peak = value.reshape(-1), np.float64(0.0)
+        for at in range(0, flat.size, _CHUNK):
+            part = flat[at : at + _CHUNK]
+            peak = np.maximum(peak, np.maximum(part.max(), -part.min()))
+        return float(peak)
 
 
 def mean_by_block(total: Sum, blocks: Blocks, tau: float) -> tuple[Sum, np.ndarray]:

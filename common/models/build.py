@@ -55,4 +55,7 @@ def set_weights(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:
         for name, p in own.items():
             if tuple(p.shape) != weights[name].shape:
                 raise ValueError(f"parameter {name} has shape {weights[name].shape}, the model wants {tuple(p.shape)}")
-            p.copy_(torch.from_numpy(np.array(weights[name], copy=not weights[name].flags.writeable)))
+            if p.device.type == "cpu":
+                np.copyto(p.numpy(), weights[name])
+            else:
+                p.copy_(torch.from_numpy(np.array(weights[name])))

@@ -53,6 +53,7 @@ def study(**keys: object) -> Study:
         "training__batch_size": 0,
         "training__local_steps": 1,
         "training__balance": 0.0,
+        "training__clip_norm": 0.0,
         "training__weight_decay": 0.0,
         "training__learning_rate": 0.05,
     }
