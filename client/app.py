@@ -14,13 +14,14 @@ from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.release import Door
-from oncofed.client.session import ResidentModel, Session
+from oncofed.client.resident import Resident
+from oncofed.client.session import Session
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 
 app = ClientApp()
 log = logging.getLogger("oncofed.client")
-resident = ResidentModel()
+resident = Resident()
 
 Handler = Callable[[Session], "Answer"]
 Answer = tuple[wire.Config, dict | None, int]

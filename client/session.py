@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
-from oncofed.client.data.cohort import Cohort, gene_names, open_cohort
+from oncofed.client.data.cohort import Cohort, cohort_key, gene_names, open_cohort
 from oncofed.client.data.read import read_clinical
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.data.units import FAMILY
 from oncofed.client.device import choose_device, describe
+from oncofed.client.resident import Resident
 from oncofed.client.train import Batch, patient_losses, train_locally
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.metrics import survival_sums
-from oncofed.common.models.build import build_empty, set_weights
+from oncofed.common.models.build import set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import seed_from
@@ -36,24 +37,6 @@ ALL_PATIENTS = -1
 """The fold number of a refit: every patient trains, none is held out."""
 
 
-class ResidentModel:
-    """The model of the last request, kept while its shape stays the same: weights come with every message anyway.
-
-    In a simulation one process plays all sites, and making the model anew would cost a tenth of its training.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
-        self._model: GeneMOE | None = None
-
-    def get(self, study: Study, device: torch.device, genes: int, cancers: tuple[str, ...], intervals: int) -> GeneMOE:
-        key = (study.model, device, genes, cancers, intervals)
-        if self._model is None or self._key != key:
-            self._model = build_empty(study, device, genes=genes, cancers=cancers, intervals=intervals)
-            self._key = key
-        return self._model
-
-
 @dataclass(frozen=True)
 class Session:
     """A validated request at a site. Arrays of a request: `mean`, `sd` (panel scaling) and `weights/<parameter>`."""
@@ -63,10 +46,10 @@ class Session:
     study: Study
     site: SiteFolder
     work: Path
-    resident: ResidentModel
+    resident: Resident
 
     @classmethod
-    def of(cls, content: RecordDict, site: SiteFolder, work: Path, resident: ResidentModel) -> Session:
+    def of(cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident) -> Session:
         """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
         ask = wire.read_config(content, "ask")
         wire.check_protocol(ask, "the server")
@@ -132,12 +115,14 @@ class Session:
             raise Refusal(
                 f"site {self.site.name}: gene panel {wanted} is unknown here; the study must begin with its statistics phase"
             )
-        return GenePanel.from_file(file)
+        return self.resident.panel(file)
 
     @cached_property
     def cohort(self) -> Cohort:
-        s = self.study
-        return open_cohort(self.site, self.work, self.panel, self.cancers, s.splits.folds, s.seed)
+        key = cohort_key(self.site, self.panel, self.cancers, self.study.splits.folds, self.study.seed)
+        return self.resident.cohort(
+            self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel, self.cancers)
+        )
 
     def training_cohort(self) -> Cohort:
         chosen = self.cohort.select(self.cohort.fold != self.fold)
@@ -176,7 +161,7 @@ class Session:
 
     @cached_property
     def model(self) -> GeneMOE:
-        return self.resident.get(self.study, self.device, len(self.panel), self.cancers, len(self.grid))
+        return self.resident.model(self.study, self.device, len(self.panel), self.cancers, len(self.grid))
 
     def batch(self, cohort: Cohort) -> Batch:
         return Batch.of(cohort, self.arrays["mean"], self.arrays["sd"], self.grid, self.device)

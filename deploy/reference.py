@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from oncofed.client.data.cohort import Cohort, open_cohort
+from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
 from oncofed.client.train import Batch, train_locally
@@ -44,7 +44,8 @@ class Pool:
         cohorts = {}
         for folder in list_sites(sites):
             site = SiteFolder.open(folder)
-            cohorts[site.name] = open_cohort(site, folder / ".oncofed", panel, cancers, study.splits.folds, study.seed)
+            key = cohort_key(site, panel, cancers, study.splits.folds, study.seed)
+            cohorts[site.name] = open_cohort(key, site, folder / ".oncofed", panel, cancers)
         return cls(cohorts, panel, cancers)
 
     @property

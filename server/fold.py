@@ -28,6 +28,9 @@ log = logging.getLogger("oncofed.server")
 ALL_PATIENTS = -1
 """The fold number of a refit: every patient trains, none is held out."""
 
+CHECKPOINT_EVERY_S = 10.0
+"""What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
+
 MIN_SD = 1e-3
 """A gene that hardly varies keeps its scale: dividing by its deviation would blow up noise."""
 
@@ -52,25 +55,7 @@ class FoldRun:
             TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals),
         )
         strategy = self._first_strategy(statistics)
-        first_round, curve = self._resume(strategy)
-        at_sites = 0.0
-        for round_ in range(first_round, self.study.training.rounds + 1):
-            arrays = scaling | strategy.arrays()
-            answers = self._ask(wire.TRAIN, round_, {"grid": list(self.grid.starts)}, arrays)
-            summary = strategy.aggregate(answers, round_, self.roster)
-            at_sites += summary.seconds_at_sites
-            point: dict[str, Any] = {
-                "round": round_,
-                "train_loss": summary.loss,
-                "sites": len(summary.sites),
-                "evidence": summary.evidence,
-            }
-            every = self.study.training.evaluate_every
-            if self.fold != ALL_PATIENTS and every and (round_ % every == 0) and round_ < self.study.training.rounds:
-                point |= _headline(self._evaluate(scaling, strategy, round_, final=False))
-            curve.append(point)
-            self._save(strategy, round_, curve)
-            advance(f"fold {self.fold} round {round_}: loss {summary.loss:.4f}, {len(summary.sites)} sites")
+        curve, at_sites = self._train(strategy, scaling, advance)
         result: dict[str, Any] = {"fold": self.fold, "curve": curve, "grid_months": list(self.grid.starts)}
         if self.fold != ALL_PATIENTS:
             evaluation = self._evaluate(scaling, strategy, self.study.training.rounds, final=True)
@@ -85,6 +70,36 @@ class FoldRun:
             "parameters": int(sum(v.size for v in strategy.weights.values())),
         }
         return result
+
+    def _train(
+        self, strategy: EvidenceStrategy, scaling: Sum, advance: Callable[[str], None]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """All rounds, from the checkpoint if asked; returns the learning curve and the seconds of the sites' steps."""
+        t = self.study.training
+        first_round, curve = self._resume(strategy)
+        at_sites, saved = 0.0, time.monotonic()
+        try:
+            for round_ in range(first_round, t.rounds + 1):
+                answers = self._ask(wire.TRAIN, round_, {"grid": list(self.grid.starts)}, scaling | strategy.arrays())
+                summary = strategy.aggregate(answers, round_, self.roster)
+                at_sites += summary.seconds_at_sites
+                point: dict[str, Any] = {"round": round_, "train_loss": summary.loss, "sites": len(summary.sites)}
+                curve.append(point | {"evidence": summary.evidence})
+                if (
+                    self.fold != ALL_PATIENTS
+                    and t.evaluate_every
+                    and round_ % t.evaluate_every == 0
+                    and round_ < t.rounds
+                ):
+                    curve[-1] |= _headline(self._evaluate(scaling, strategy, round_, final=False))
+                if time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                    self._save(strategy, curve)
+                    saved = time.monotonic()
+                advance(f"fold {self.fold} round {round_}: loss {summary.loss:.4f}, {len(summary.sites)} sites")
+        finally:
+            if curve:  # also on the way out of an error: the last whole round is never lost
+                self._save(strategy, curve)
+        return curve, at_sites
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -160,8 +175,8 @@ class FoldRun:
         study = self.study.model_dump(mode="json", exclude={"runtime"})
         return {"study": study, "panel_hash": self.panel.hash, "cancers": list(self.cancers), "fold": self.fold}
 
-    def _save(self, strategy: EvidenceStrategy, round_: int, curve: list[dict[str, Any]]) -> None:
-        save_arrays(self._checkpoint, strategy.state(), self._about() | {"round": round_, "curve": curve})
+    def _save(self, strategy: EvidenceStrategy, curve: list[dict[str, Any]]) -> None:
+        save_arrays(self._checkpoint, strategy.state(), self._about() | {"round": curve[-1]["round"], "curve": curve})
 
     def _resume(self, strategy: EvidenceStrategy) -> tuple[int, list[dict[str, Any]]]:
         if not (self.study.runtime.resume and self._checkpoint.exists()):

@@ -59,13 +59,32 @@ class Cohort:
         return np.nan_to_num(x, copy=False, nan=0.0)
 
 
-def open_cohort(
-    site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int
-) -> Cohort:
+@dataclass(frozen=True)
+class CohortKey:
+    """What a prepared cohort depends on: the site's files, the panel, the cancer types and the folds."""
+
+    files: str
+    panel: str
+    cancers: tuple[str, ...]
+    folds: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        text = json.dumps([self.files, self.panel, self.cancers, self.folds, self.seed])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cohort_key(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> CohortKey:
+    """The key of a site's cohort as its files stand now."""
+    return CohortKey(_fingerprint(site), panel.hash, cancers, folds, seed)
+
+
+def open_cohort(key: CohortKey, site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[str, ...]) -> Cohort:
     """The prepared cohort from the cache, or prepared now and written there atomically."""
-    folder = work / "cohorts" / _key(site, panel, cancers, folds, seed)
+    folder = work / "cohorts" / key.name
     if not folder.exists():
-        _write(prepare(site, panel, cancers, folds, seed), folder, panel)
+        _write(prepare(site, panel, cancers, key.folds, key.seed), folder)
     return _load(folder)
 
 
@@ -131,12 +150,7 @@ def _fingerprint(site: SiteFolder) -> str:
     return hashlib.sha256(json.dumps([FORMAT, stats]).encode()).hexdigest()[:16]
 
 
-def _key(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> str:
-    text = json.dumps([_fingerprint(site), panel.hash, cancers, folds, seed])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write(cohort: Cohort, folder: Path, panel: GenePanel) -> None:
+def _write(cohort: Cohort, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     for f in fields(cohort):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from oncofed.client.app import app as client_app
+from oncofed.client.session import Session
 from oncofed.common.blocks import EVIDENCE
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer
 from oncofed.common.study import Study
@@ -22,6 +23,7 @@ from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.aggregate import Accumulator
 from oncofed.server.app import run_study
+from oncofed.server.strategy import EvidenceStrategy
 from rich.console import Console
 from rich.table import Table
 
@@ -40,34 +42,32 @@ def overhead() -> None:
             root = Path(folder) / f"{sites}-{len(keys)}"
             write_consortium(root, SynthSettings(sites=sites, patients=patients, genes=1500, cancers=5))
             study = Study().changed(
-                training__rounds=6, training__evaluate_every=0, splits__only=[0], runtime__out=str(root / "out"), **keys
+                training__rounds=11,
+                training__evaluate_every=0,
+                splits__only=[0],
+                runtime__out=str(root / "out"),
+                **keys,
             )
             grid = InProcessGrid(client_app, [{"partition-id": i} for i in range(sites)], {"sites": str(root)})
             marks: list[float] = []
             spent: list[float] = []
-            from oncofed.server import fold as server_fold
+            aggregate, train = EvidenceStrategy.aggregate, Session.train
 
-            original = server_fold.FoldRun._save
-
-            def save(self, strategy, round_, curve, original=original, marks=marks):  # type: ignore[no-untyped-def]
-                original(self, strategy, round_, curve)
+            def timed_round(self, *args, aggregate=aggregate, marks=marks):  # type: ignore[no-untyped-def]
+                result = aggregate(self, *args)
                 marks.append(time.perf_counter())
+                return result
 
-            server_fold.FoldRun._save = save  # type: ignore[method-assign]
-            from oncofed.client.session import Session
-
-            train = Session.train
-
-            def timed(self, cohort, train=train, spent=spent):  # type: ignore[no-untyped-def]
+            def timed_train(self, cohort, train=train, spent=spent):  # type: ignore[no-untyped-def]
                 result = train(self, cohort)
                 spent.append(result[2])
                 return result
 
-            Session.train = timed  # type: ignore[method-assign]
+            EvidenceStrategy.aggregate, Session.train = timed_round, timed_train  # type: ignore[method-assign]
             try:
                 results = run_study(study, grid)
             finally:
-                server_fold.FoldRun._save, Session.train = original, train  # type: ignore[method-assign]
+                EvidenceStrategy.aggregate, Session.train = aggregate, train  # type: ignore[method-assign]
             # the first round prepares nothing any more, but warms up allocators: leave it out
             a_round = (marks[-1] - marks[0]) / (len(marks) - 1)
             local = sum(spent[sites:]) / (len(marks) - 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from oncofed.client.data.check import SiteReport, check_site
-from oncofed.client.data.cohort import Cohort, gene_names, open_cohort
+from oncofed.client.data.cohort import Cohort, cohort_key, gene_names, open_cohort
 from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import SiteDescription, SiteFolder, write_description
 from oncofed.client.data.units import CLIP, harmonise
@@ -172,7 +172,8 @@ def test_faults_of_the_folder_itself(tmp_path: Path) -> None:
 
 
 def open_test_cohort(site: SiteFolder, work: Path, seed: int = 0) -> Cohort:
-    return open_cohort(site, work, PANEL, ("BRCA", "LUAD"), 3, seed)
+    cancers = ("BRCA", "LUAD")
+    return open_cohort(cohort_key(site, PANEL, cancers, 3, seed), site, work, PANEL, cancers)
 
 
 def test_cohort_orders_genes_by_panel_and_converts_months(tmp_path: Path) -> None:

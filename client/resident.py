@@ -1,0 +1,49 @@
+"""What a process keeps between messages, so that a simulation, where one process plays all sites, does not make it anew.
+
+Nothing here is needed for a right answer: a deployed site handles every message in a new process and finds all of it empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import torch
+from oncofed.client.data.cohort import Cohort
+from oncofed.common.models.build import build_empty
+from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.panel import GenePanel
+from oncofed.common.study import Study
+
+
+class Resident:
+    """One model (its weights come with every message), the panels, and each site's opened cohort (memory-mapped)."""
+
+    def __init__(self) -> None:
+        self._model_key: Hashable = None
+        self._model: GeneMOE | None = None
+        self._panels: dict[Path, GenePanel] = {}
+        self._cohorts: dict[Path, tuple[Hashable, Cohort]] = {}
+
+    def model(
+        self, study: Study, device: torch.device, genes: int, cancers: tuple[str, ...], intervals: int
+    ) -> GeneMOE:
+        """A model of that shape with whatever weights it had before."""
+        key = (study.model, device, genes, cancers, intervals)
+        if self._model is None or self._model_key != key:
+            self._model = build_empty(study, device, genes=genes, cancers=cancers, intervals=intervals)
+            self._model_key = key
+        return self._model
+
+    def panel(self, file: Path) -> GenePanel:
+        """The panel in `file`; files are named by their panel's hash and never change."""
+        if file not in self._panels:
+            self._panels[file] = GenePanel.from_file(file)
+        return self._panels[file]
+
+    def cohort(self, work: Path, key: Hashable, open_: Callable[[], Cohort]) -> Cohort:
+        """The cohort last opened below `work` while its key stays the same: one for each site, whatever was studied."""
+        known = self._cohorts.get(work)
+        if known is None or known[0] != key:
+            self._cohorts[work] = known = (key, open_())
+        return known[1]
