@@ -146,4 +146,4 @@ def _svg(figure: Figure, tight: bool = True) -> str:
     figure.savefig(buffer, format="svg", bbox_inches="tight" if tight else None, metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)
+    return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

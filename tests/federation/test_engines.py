@@ -1,0 +1,77 @@
+"""In-process, Ray and SuperLink run the same apps and give the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oncofed.common.study import Study
+from oncofed.deploy.simulate import simulate
+from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.server.checkpoint import load_arrays
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engines") / "sites"
+    write_consortium(out, SynthSettings(sites=3, patients=180, genes=60, cancers=3, genes_per_program=8))
+    return out
+
+
+def study(out: Path, **keys: object) -> Study:
+    base = {
+        "model__size": "tiny",
+        "training__rounds": 2,
+        "training__evaluate_every": 0,
+        "splits__only": [0],
+        "runtime__threads": 1,
+        "aggregation__min_sites": 3,
+    }
+    return Study().changed(**(base | {"runtime__out": str(out)} | keys))
+
+
+@pytest.fixture(scope="module")
+def local(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], dict]:  # type: ignore[type-arg]
+    out = tmp_path_factory.mktemp("local")
+    run = simulate(study(out), sites)
+    return load_arrays(out / "model-fold-0.safetensors")[0], run.results
+
+
+@pytest.mark.parametrize("engine", ["ray", "superlink"])
+def test_engines_give_the_same_weights(engine: str, sites: Path, local, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = simulate(study(tmp_path / "out"), sites, engine)  # type: ignore[arg-type]
+    expected, results = local
+    arrays, _ = load_arrays(tmp_path / "out" / "model-fold-0.safetensors")
+    assert arrays.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
+    assert run.results["folds"][0]["evaluation"] == results["folds"][0]["evaluation"]
+    assert run.results["left_out"] == []
+    assert len(run.predictions) == 180
+    if engine == "superlink":
+        assert not _alive(tmp_path / "out" / "processes")
+
+
+def _alive(root: Path) -> list[str]:
+    """Processes whose working folder lies below `root`: all of them must have ended."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((process / "cwd").resolve()).startswith(str(root)):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_failed_run_on_real_processes_raises_with_the_reason(sites: Path, tmp_path: Path) -> None:
+    wrong = study(tmp_path / "out", cancers=["UVM"])
+    with pytest.raises(RuntimeError, match=r"(?s)finished:failed.*cancers = \['UVM'\] are at no site"):
+        simulate(wrong, sites, "superlink")
+    assert not _alive(tmp_path / "out" / "processes")
+    assert not (tmp_path / "out" / "results.json").exists()
+    json.loads((sites / "truth.json").read_text())
