@@ -32,25 +32,25 @@ class Model(Section):
     """Which model, at which size; a number given here overrides the size's own."""
 
     name: Literal["gene_moe"] = "gene_moe"
-    size: Literal["tiny", "small", "paper"] = "small"
+    size: Literal["tiny", "small", "paper"] = Field("small", description="width 16, 256, 1024; experts 4, 8, 15")
     width: int = Field(0, ge=0, description="0: the size's own")
-    latent: int = Field(0, ge=0)
-    experts: int = Field(0, ge=0)
-    top_k: int = Field(0, ge=0)
+    latent: int = Field(0, ge=0, description="0: the size's own")
+    experts: int = Field(0, ge=0, description="0: the size's own")
+    top_k: int = Field(0, ge=0, description="experts for a patient, at least 2; 0: the size's own")
     attention_experts: int = Field(-1, ge=-1, description="-1: the size's own, 0: no attention experts")
-    attention_top_k: int = Field(0, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    attention_top_k: int = Field(0, ge=0, description="0: the size's own")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the hidden layer")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="share of genes hidden from the model in a training step")
-    gate_noise: bool = True
-    gate_sees_cancer: bool = True
+    gate_noise: bool = Field(True, description="noisy top-k gating in training")
+    gate_sees_cancer: bool = Field(True, description="one row of gate logits a cancer type")
     shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
     first_layer_scale: float = Field(
         0.001,
         ge=0,
         description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge",
     )
-    dispatch: Literal["routed", "dense"] = "routed"
-    expert_dtype: Literal["float32", "bfloat16"] = "float32"
+    dispatch: Literal["routed", "dense"] = Field("routed", description="dense: all experts, for per-sample gradients")
+    expert_dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: for experts, on a GPU")
 
     def encoder(self) -> dict[str, int]:
         """The encoder's numbers after overrides; raises where top-k exceeds the experts or leaves the gate without a gradient."""
@@ -80,7 +80,9 @@ class Task(Section):
     """What is learned."""
 
     kind: Literal["survival"] = "survival"
-    loss: Literal["piecewise_exponential", "cox"] = "piecewise_exponential"
+    loss: Literal["piecewise_exponential", "cox"] = Field(
+        "piecewise_exponential", description="one baseline a cancer type; cox is stratified by cancer type"
+    )
     intervals: int = Field(20, ge=1, le=70, description="intervals of the agreed event-time grid")
 
 
@@ -96,12 +98,12 @@ class Panel(Section):
 class Training(Section):
     """Rounds, and what a site does in each."""
 
-    rounds: int = Field(15, ge=1)
+    rounds: int = Field(15, ge=1, description="of training, in each fold")
     local_steps: int = Field(4, ge=1, description="optimiser steps a site makes in a round")
     batch_size: int = Field(32, ge=0, description="patients in a step; 0: all of the site's")
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = Field(0.001, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a site; made anew each round")
+    learning_rate: float = Field(0.001, gt=0, description="for some 1,500 genes; fewer genes take more")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate over the rounds")
     weight_decay: float = Field(1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
@@ -114,9 +116,9 @@ class Training(Section):
 class Aggregation(Section):
     """The server's rule: theta_b += eta * sum_i n_ib delta_ib / (sum_i n_ib + tau), block by block."""
 
-    rule: Literal["evidence", "fedavg"] = "evidence"
-    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"
-    learning_rate: float = Field(1.0, gt=0)
+    rule: Literal["evidence", "fedavg"] = Field("evidence", description="fedavg: all blocks by a site's patients")
+    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = Field("sgd", description="of the server, by block")
+    learning_rate: float = Field(1.0, gt=0, description="eta; adam and yogi want about 0.01")
     momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, adam (beta 1) and yogi (beta 1)")
     second_momentum: float = Field(0.99, ge=0, lt=1, description="beta 2 of adam and yogi")
     adaptivity: float = Field(1e-3, gt=0, description="tau of FedAdam and FedYogi (Reddi et al. 2021)")
@@ -127,7 +129,7 @@ class Aggregation(Section):
 class Splits(Section):
     """Patient-level cross-validation, stratified by cancer type and event, dealt at each site from the seed."""
 
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, description="of the cross-validation")
     only: tuple[int, ...] = Field((), description="run only these folds; empty: all")
     refit: bool = Field(False, description="after the folds, train once more on all patients: the model to publish")
 
@@ -148,19 +150,21 @@ class Splits(Section):
 class Runtime(Section):
     """How long to wait, on what to compute, where to write. Paths are the coordinator's own."""
 
-    out: str = "out"
-    device: str = Field("auto", description="auto | cpu | cuda | cuda:1 | mps")
+    out: str = Field("out", description="folder for results, models, checkpoints")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(0, ge=0, description="torch threads at a site; 0: torch's own choice")
     wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
-    round_timeout_s: float = Field(3600.0, gt=0)
-    resume: bool = False
+    round_timeout_s: float = Field(
+        3600.0, gt=0, description="a site that has not answered by then is left out of the round"
+    )
+    resume: bool = Field(False, description="continue after the last checkpointed round")
 
 
 class Study(Section):
     """One experiment. `Study.from_toml` and `Study.from_run_config` are the two ways to read one."""
 
-    name: str = Field("oncofed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    seed: int = Field(0, ge=0)
+    name: str = Field("oncofed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the predictions")
+    seed: int = Field(0, ge=0, description="of folds, first weights and every site's noise and batches")
     cancers: tuple[str, ...] = Field((), description="cancer types to study; empty: all that the sites hold")
     model: Model = Model()
     task: Task = Task()

@@ -78,6 +78,14 @@ def test_flower_config_is_the_default_study() -> None:
     assert flat == Study().run_config() | {"study": "", "sites": ""}
 
 
+def test_the_guide_lists_every_key_of_a_study() -> None:
+    guide = (ROOT / "docs" / "study.md").read_text()
+    for key, value in Study().run_config().items():
+        assert f"| `{key}` |" in guide, key
+        row = guide.split(f"| `{key}` |")[1].splitlines()[0]
+        assert f"| `{value}` |" in row or key in ("cancers", "splits.only"), (key, value, row)
+
+
 def test_top_level_holds_what_the_architecture_names() -> None:
     import subprocess
 
