@@ -55,8 +55,9 @@ class FoldRun:
             TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals),
         )
         strategy = self._first_strategy(statistics)
-        curve, at_sites = self._train(strategy, scaling, advance)
+        curve, at_sites, devices = self._train(strategy, scaling, advance)
         result: dict[str, Any] = {"fold": self.fold, "curve": curve, "grid_months": list(self.grid.starts)}
+        result["devices"] = dict(sorted(devices.items()))
         if self.fold != ALL_PATIENTS:
             evaluation = self._evaluate(scaling, strategy, self.study.training.rounds, final=True)
             curve[-1] |= _headline(evaluation)
@@ -73,16 +74,18 @@ class FoldRun:
 
     def _train(
         self, strategy: EvidenceStrategy, scaling: Sum, advance: Callable[[str], None]
-    ) -> tuple[list[dict[str, Any]], float]:
-        """All rounds, from the checkpoint if asked; returns the learning curve and the seconds of the sites' steps."""
+    ) -> tuple[list[dict[str, Any]], float, dict[str, str]]:
+        """All rounds, from the checkpoint if asked: the learning curve, the seconds of the sites' steps, their devices."""
         t = self.study.training
         first_round, curve = self._resume(strategy)
         at_sites, saved = 0.0, time.monotonic()
+        devices: dict[str, str] = {}
         try:
             for round_ in range(first_round, t.rounds + 1):
                 answers = self._ask(wire.TRAIN, round_, {"grid": list(self.grid.starts)}, scaling | strategy.arrays())
                 summary = strategy.aggregate(answers, round_, self.roster)
                 at_sites += summary.seconds_at_sites
+                devices |= summary.devices
                 point: dict[str, Any] = {"round": round_, "train_loss": summary.loss, "sites": len(summary.sites)}
                 curve.append(point | {"evidence": summary.evidence})
                 if (
@@ -99,7 +102,7 @@ class FoldRun:
         finally:
             if curve:  # also on the way out of an error: the last whole round is never lost
                 self._save(strategy, curve)
-        return curve, at_sites
+        return curve, at_sites, devices
 
     # -- phases --------------------------------------------------------------------------------------------------------
 

@@ -19,13 +19,14 @@ from oncofed.server.roster import Answer, NotEnoughSites, Roster
 
 @dataclass
 class RoundSummary:
-    """What a round's answers say beside the update: mean loss over patients, evidence by block, who took part."""
+    """What a round's answers say beside the update: mean loss over patients, evidence by block, who took part, on what."""
 
     round: int
     loss: float
     evidence: dict[str, float]
     sites: list[str]
     seconds_at_sites: float
+    devices: dict[str, str]
 
 
 @dataclass
@@ -52,6 +53,7 @@ class EvidenceStrategy:
         shapes = {n: v.shape for n, v in self.weights.items()} | {EVIDENCE: (len(self.blocks.names),)}
         accumulator = Accumulator(shapes, UPDATE_BITS)
         losses: dict[str, tuple[float, float, float]] = {}
+        devices: dict[str, str] = {}
         for answer in answers:
             try:
                 accumulator.add(answer.arrays, answer.site)
@@ -59,6 +61,7 @@ class EvidenceStrategy:
                 roster.leave_out(answer.site, "train", round_, str(error))
                 continue
             c = answer.config
+            devices[answer.site] = str(c.get("device", ""))
             losses[answer.site] = (float(c["loss"]), float(c["patients"]), float(c["seconds"]))  # type: ignore[arg-type]
         if accumulator.count < self.settings.min_sites:
             reasons = [
@@ -72,7 +75,7 @@ class EvidenceStrategy:
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
         loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum())
-        return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()))
+        return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()), devices)
 
     def step(self, mean: Sum, evidence: np.ndarray) -> dict[str, float]:
         """Move the global weights by the mean change; returns the evidence by block's name."""

@@ -7,15 +7,13 @@ import re
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"federated": "#0b6e99", "fedavg": "#d98a29", "pooled": "#3f3f46", "local": "#b03a5b", "ridge": "#6b8e23"}
 
-plt.rcParams.update(
+STYLE = matplotlib.rc_context(
     {
         "font.size": 9,
         "axes.spines.top": False,
@@ -25,11 +23,14 @@ plt.rcParams.update(
         "svg.fonttype": "none",
     }
 )
+"""Our look as a decorator: it holds while a picture is drawn and leaves the user's matplotlib alone."""
 
 
+@STYLE
 def learning_curves(folds: list[dict[str, Any]]) -> str:
     """Training loss and held-out C-index by round: a thin line a fold, a thick one for their mean."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    figure = Figure(figsize=(9, 3))
+    left, right = figure.subplots(1, 2)
     for axis, key in ((left, "train_loss"), (right, "test_c_index")):
         lines = [[(p["round"], p[key]) for p in fold["curve"] if p.get(key) is not None] for fold in folds]
         lines = [line for line in lines if line]
@@ -49,6 +50,7 @@ def learning_curves(folds: list[dict[str, Any]]) -> str:
                 markersize=3,
             )
         axis.set_xlabel("round")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_title("training loss (mean per patient)", loc="left", fontsize=9)
     right.set_title(
         "held-out C-index within site and cancer\n(shown only: no choice is made on it)", loc="left", fontsize=9
@@ -56,12 +58,14 @@ def learning_curves(folds: list[dict[str, Any]]) -> str:
     return _svg(figure)
 
 
+@STYLE
 def forest(methods: dict[str, dict[str, Any]]) -> str:
     """C-index by cancer type with intervals, a row a cancer, a colour a method."""
     names = list(methods)
     cancers = sorted({c for m in methods.values() for c in m["by_cancer"]})
     rows = ["mean over cancers", *cancers]
-    figure, axis = plt.subplots(figsize=(8, 0.5 + 0.16 * (len(names) + 1.5) * len(rows)))
+    figure = Figure(figsize=(8, 0.5 + 0.16 * (len(names) + 1.5) * len(rows)))
+    axis = figure.subplots()
     for i, row in enumerate(rows):
         for j, name in enumerate(names):
             value = methods[name]["c_index"] if i == 0 else methods[name]["by_cancer"].get(row)
@@ -80,10 +84,12 @@ def forest(methods: dict[str, dict[str, Any]]) -> str:
     return _svg(figure)
 
 
+@STYLE
 def kaplan_meier(groups: dict[str, Any]) -> str:
     """Survival of the risk groups with bands and numbers at risk."""
     months = groups["months"]
-    figure, (axis, table) = plt.subplots(2, 1, figsize=(6.5, 4), height_ratios=[5, 1], sharex=True)
+    figure = Figure(figsize=(6.5, 4))
+    axis, table = figure.subplots(2, 1, height_ratios=[5, 1], sharex=True)
     colours = {"low risk": "#0b6e99", "high risk": "#b03a5b"}
     marks = [m for m in months if m % 24 == 0]
     for i, (name, curve) in enumerate(groups["curves"].items()):
@@ -111,15 +117,12 @@ def kaplan_meier(groups: dict[str, Any]) -> str:
     return _svg(figure)
 
 
+@STYLE
 def routing(tables: dict[str, np.ndarray], cancers: list[str]) -> str:
     """Share of each cancer type's held-out patients that each expert carries, one panel a mixture."""
-    figure, axes = plt.subplots(
-        1,
-        len(tables),
-        figsize=(1.6 + sum(0.55 * t.shape[1] for t in tables.values()) + len(tables), 0.9 + 0.32 * len(cancers)),
-        squeeze=False,
-        width_ratios=[t.shape[1] for t in tables.values()],
-    )
+    experts = [t.shape[1] for t in tables.values()]
+    figure = Figure(figsize=(1.6 + 0.55 * sum(experts) + len(tables), 0.9 + 0.32 * len(cancers)))
+    axes = figure.subplots(1, len(tables), squeeze=False, width_ratios=experts)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         share = table / np.maximum(table.sum(1, keepdims=True), 1e-12)
         image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -135,7 +138,9 @@ def routing(tables: dict[str, np.ndarray], cancers: list[str]) -> str:
             )
         axis.set_xticks(range(table.shape[1]), [str(e) for e in range(table.shape[1])])
         axis.set_yticks(range(len(cancers)), cancers if axis is axes[0][0] else [""] * len(cancers))
-        axis.set_title(f"{name} experts", loc="left", fontsize=9)
+        axis.set_title(
+            {"expert": "first-layer experts", "attention": "attention experts"}.get(name, name), loc="left", fontsize=9
+        )
         axis.grid(False)
     figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label="share of gate mass")
     return _svg(figure, tight=False)
@@ -144,6 +149,5 @@ def routing(tables: dict[str, np.ndarray], cancers: list[str]) -> str:
 def _svg(figure: Figure, tight: bool = True) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight" if tight else None, metadata={"Date": None})
-    plt.close(figure)
     text = buffer.getvalue()
     return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
