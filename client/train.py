@@ -102,7 +102,9 @@ def train_locally(
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         used = _shares(model, output, part)
-        if t.clip_norm:  # before blocks are rescaled: afterwards experts hold most of the norm and would starve the trunk
+        if (
+            t.clip_norm
+        ):  # before blocks are rescaled: afterwards experts hold most of the norm and would starve the trunk
             torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm)
         if t.optimizer == "sgd" and study.aggregation.rule == "evidence":
             _average_within_blocks(model, blocks, used, len(part))

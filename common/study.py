@@ -102,7 +102,7 @@ class Training(Section):
     local_steps: int = Field(4, ge=1, description="optimiser steps a site makes in a round")
     batch_size: int = Field(32, ge=0, description="patients in a step; 0: all of the site's")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a site; made anew each round")
-    learning_rate: float = Field(0.001, gt=0, description="for some 1,500 genes; fewer genes take more")
+    learning_rate: float = Field(0.002, gt=0, description="for some 1,500 genes; fewer genes take more")
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate over the rounds")
     weight_decay: float = Field(1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")

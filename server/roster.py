@@ -101,7 +101,9 @@ class Roster:
         size = _size(content)
         self.sent += size * len(messages)
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        waited = 0.0  # idle time only: neither the server's own work nor a site in this process counts against the others
+        waited = (
+            0.0  # idle time only: neither the server's own work nor a site in this process counts against the others
+        )
         while by_id and waited < self.timeout_s:
             replies = list(self.grid.pull_messages(list(by_id)))
             for reply in replies:

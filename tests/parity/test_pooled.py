@@ -168,3 +168,18 @@ def test_federated_scaling_equals_pooled() -> None:
     pooled = np.concatenate(sites)
     np.testing.assert_allclose(scaling["mean"], np.nanmean(pooled, axis=0), atol=1e-8)
     np.testing.assert_allclose(scaling["sd"], np.nanstd(pooled, axis=0), atol=1e-7)
+
+
+def test_clipping_does_not_depend_on_the_aggregation_rule() -> None:
+    """The trunk's step is the same under both rules: clipping looks at the plain gradient, before blocks are rescaled."""
+    steps = []
+    for rule in ("fedavg", "evidence"):
+        s = study(aggregation__rule=rule, training__clip_norm=0.05)
+        model = build_model(s, genes=GENES, cancers=CANCERS, intervals=len(GRID))
+        weights = {n: v.copy() for n, v in get_weights(model).items()}
+        load = {group: np.full(n, 1.0 / n) for group, n in model.mixtures().items()}
+        total, _ = train_locally(model, weights, batch(SITES[0]), s, round_=1, seed=0, load=load)
+        trunk = list(model.blocks().names).index("trunk")
+        steps.append(total["shared.weight"] / total[EVIDENCE][trunk])
+    np.testing.assert_allclose(steps[0], steps[1], rtol=1e-6)
+    assert 0 < np.linalg.norm(steps[0]) <= 0.05 * 0.05 * (1 + 1e-6)  # rate times the bound
