@@ -59,7 +59,8 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 name = folder.name
                 site = SiteFolder.open(folder)
                 name = site.name
-                session = Session.of(message.content, site, work, resident)
+                own_device = str(context.node_config.get("device", ""))
+                session = Session.of(message.content, site, work, resident, own_device)
                 door = Door(
                     name, Policy.read(folder), work / "release-log.jsonl", digest="site-dir" in context.node_config
                 )

@@ -47,9 +47,10 @@ class Session:
     site: SiteFolder
     work: Path
     resident: Resident
+    own_device: str
 
     @classmethod
-    def of(cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident) -> Session:
+    def of(cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str) -> Session:
         """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
         ask = wire.read_config(content, "ask")
         wire.check_protocol(ask, "the server")
@@ -59,7 +60,7 @@ class Session:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
-        return cls(ask, wire.read_arrays(content), study, site, work, resident)
+        return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device)
 
     @property
     def fold(self) -> int:
@@ -149,7 +150,7 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        return choose_device(self.study.runtime.device)
+        return choose_device(self.own_device or self.study.runtime.device)
 
     @property
     def device_name(self) -> str:

@@ -145,7 +145,7 @@ class FoldRun:
     def _ask(self, kind: str, round_: int, config: wire.Config, arrays: Sum | None) -> Iterator[Answer]:
         """Ask all sites; an answer to another study, fold, round or panel is left out."""
         stamp: wire.Config = {"fold": self.fold, "round": round_, "panel_hash": self.panel.hash}
-        text: wire.Config = {"study_json": self.study.model_dump_json(), "cancers": list(self.cancers)}
+        text: wire.Config = greeting(self.study) | {"cancers": list(self.cancers)}
         self.roster.greet_newcomers(greeting(self.study))
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
@@ -203,8 +203,8 @@ class FoldRun:
 
 
 def greeting(study: Study) -> wire.Config:
-    """What a site needs to know to say hello."""
-    return {"study_json": study.model_dump_json()}
+    """The study as a site needs it: without the coordinator's own paths."""
+    return {"study_json": study.model_dump_json(exclude={"runtime": {"out"}})}
 
 
 def scaling_from(statistics: Sum) -> Sum:

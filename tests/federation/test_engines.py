@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,15 @@ def test_engines_give_the_same_weights(engine: str, sites: Path, local, tmp_path
         assert not _alive(tmp_path / "out" / "processes")
 
 
-def _alive(root: Path) -> list[str]:
-    """Processes whose working folder lies below `root`: all of them must have ended."""
+def _alive(root: Path, patience_s: float = 30.0) -> list[str]:
+    """Processes whose working folder lies below `root`. Flower's apps end by themselves once their parent is gone."""
+    end = time.monotonic() + patience_s
+    while (found := _processes(root)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _processes(root: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
