@@ -53,27 +53,27 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
     def wrap(function: Handler) -> Callable[[Message, Context], Message]:
         @functools.wraps(function)
         def answer(message: Message, context: Context) -> Message:
-            name = "unknown site"
+            name, door = "unknown site", None
             try:
                 folder, work = site_of(context)
                 name = folder.name
                 site = SiteFolder.open(folder)
                 name = site.name
+                simulated = "site-dir" not in context.node_config
+                door = Door(name, Policy.read(folder), work / "release-log.jsonl", digest=not simulated)
                 own_device = str(context.node_config.get("device", ""))
                 session = Session.of(message.content, site, work, resident, own_device)
-                door = Door(
-                    name, Policy.read(folder), work / "release-log.jsonl", digest="site-dir" in context.node_config
-                )
-                door.admit(kind, session.study.training.rounds)
+                door.admit(kind, session.study)
                 config, total, patients = function(session)
                 return Message(door.release(kind, session.stamp | config, total, patients=patients), reply_to=message)
             except Refusal as error:
                 log.warning("%s: refused '%s': %s", name, kind, error)
-                return Message(wire.refusal(name, str(error)), reply_to=message)
+                reason = str(error)
             except Exception as error:
                 log.error("%s: '%s' failed:\n%s", name, kind, traceback.format_exc())
                 reason = f"{type(error).__name__} while answering '{kind}'; the site's own log has the details"
-                return Message(wire.refusal(name, reason), reply_to=message)
+            content = door.refuse(kind, reason) if door else wire.refusal(name, reason)
+            return Message(content, reply_to=message)
 
         return answer
 
@@ -101,10 +101,14 @@ def train(session: Session) -> Answer:
     """A round's local steps: evidence and evidence-weighted change of each block."""
     cohort = session.training_cohort()
     total, loss, seconds = session.train(cohort)
+    t = session.study.training
+    behind = (
+        min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
+    )  # seen in the round's steps
     return (
         {"loss": loss, "patients": len(cohort), "seconds": seconds, "device": session.device_name},
         total,
-        len(cohort),
+        behind,
     )
 
 

@@ -16,6 +16,8 @@ class Policy(BaseModel):
 
     min_patients: int = Field(10, ge=1, description="no sum over fewer patients leaves")
     min_test_patients: int = Field(1, ge=1, description="no evaluation over fewer patients leaves")
+    max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
+    max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")
     allow: tuple[str, ...] = Field(
         ("query.hello", "query.statistics", "train", "evaluate"), description="kinds of message that are answered"

@@ -17,6 +17,7 @@ from oncofed.client.policy import Policy
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.errors import Refusal
+from oncofed.common.study import Study
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,25 @@ class Door:
     log: Path
     digest: bool = True
 
-    def admit(self, kind: str, rounds: int) -> None:
+    def admit(self, kind: str, study: Study) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
         if kind not in self.policy.allow:
             raise Refusal(
                 f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
             )
-        if rounds > self.policy.max_rounds:
+        p, t = self.policy, study.training
+        for what, wanted, limit in (
+            ("rounds", t.rounds, p.max_rounds),
+            ("folds", study.splits.folds, p.max_folds),
+            ("local steps", t.local_steps, p.max_local_steps),
+        ):
+            if wanted > limit:
+                raise Refusal(f"site {self.site}: the study wants {wanted} {what}, the site's policy allows {limit}")
+        seen = t.batch_size * t.local_steps
+        if t.batch_size and seen < p.min_patients:
             raise Refusal(
-                f"site {self.site}: the study wants {rounds} rounds, the site's policy allows {self.policy.max_rounds}"
+                f"site {self.site}: a round of {t.local_steps} steps with {t.batch_size} patients rests on {seen} patients, "
+                f"the site's policy wants {p.min_patients}; raise training.batch_size"
             )
 
     def release(self, kind: str, config: wire.Config, total: Sum | None, *, patients: int) -> RecordDict:
@@ -60,9 +71,16 @@ class Door:
         self._write(kind, config, total or {}, patients)
         return content
 
+    def refuse(self, kind: str, reason: str) -> RecordDict:
+        """Pack a refusal; its text leaves too, so it stands in the log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as file:
+            file.write(json.dumps({"time": _now(), "kind": kind, "refusal": reason}) + "\n")
+        return wire.refusal(self.site, reason)
+
     def _write(self, kind: str, config: wire.Config, total: Sum, patients: int) -> None:
         line: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": _now(),
             "kind": kind,
             "study": config.get("study", ""),
             "fold": config.get("fold", -1),
@@ -76,6 +94,10 @@ class Door:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _digest(total: Sum) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,8 +57,12 @@ class Session:
         wire.check_protocol(ask, "the server")
         try:
             study = Study.from_json(str(ask["study_json"]))
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
+        fold, round_ = ask.get("fold", 0), ask.get("round", 0)
+        known = set(range(study.splits.folds)) | ({ALL_PATIENTS} if study.splits.refit else set())
+        if fold not in known or not isinstance(round_, int) or not 0 <= round_ <= study.training.rounds:
+            raise Refusal(f"site {site.name}: fold {fold!r}, round {round_!r} is not part of the study in the message")
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device)
@@ -99,6 +104,8 @@ class Session:
     def panel(self) -> GenePanel:
         """The panel that the server names; it travels once, with the statistics, and is kept at the site by its hash."""
         wanted = str(self.ask["panel_hash"])
+        if not re.fullmatch("[0-9a-f]{16}", wanted):  # it names a file below
+            raise Refusal(f"site {self.site.name}: {wanted[:40]!r} is no panel hash")
         file = self.work / "panels" / f"{wanted}.txt"
         if "genes" in self.ask:
             panel = GenePanel(tuple(map(str, self.ask["genes"])))  # type: ignore[arg-type]
@@ -116,7 +123,12 @@ class Session:
             raise Refusal(
                 f"site {self.site.name}: gene panel {wanted} is unknown here; the study must begin with its statistics phase"
             )
-        return self.resident.panel(file)
+        panel = self.resident.panel(file)
+        if panel.hash != wanted:
+            raise Refusal(
+                f"site {self.site.name}: the kept panel {wanted} has been altered; remove it and begin the study anew"
+            )
+        return panel
 
     @cached_property
     def cohort(self) -> Cohort:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ class GenePanel:
     def __post_init__(self) -> None:
         if not self.genes:
             raise ValueError("the gene panel is empty; name a panel file with genes, or lower panel.min_site_share")
+        odd = [g for g in self.genes if g != g.strip() or not g.isprintable() or not g or g.startswith("#")]
+        if odd:
+            raise ValueError(
+                f"{len(odd)} gene names are empty, begin with # or hold spaces at an end, e.g. {odd[:3]!r}; rename them"
+            )
         repeated = [g for g, n in Counter(self.genes).items() if n > 1]
         if repeated:
             raise ValueError(f"the gene panel repeats {len(repeated)} genes, e.g. {repeated[:3]}; list each gene once")
@@ -28,7 +34,7 @@ class GenePanel:
 
     @cached_property
     def hash(self) -> str:
-        return hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.genes).encode()).hexdigest()[:16]
 
     @classmethod
     def from_file(cls, path: Path) -> GenePanel:
@@ -41,7 +47,9 @@ class GenePanel:
 
     @classmethod
     def shared(cls, by_site: Iterable[Iterable[str]], min_site_share: float) -> GenePanel:
-        """Genes that at least `min_site_share` of the sites hold, in alphabetical order."""
+        """Genes that at least `min_site_share` of the sites hold, in alphabetical order; odd names take no part."""
         sites = [set(genes) for genes in by_site]
-        counts = Counter(g for genes in sites for g in genes)
+        counts = Counter(
+            g for genes in sites for g in genes if g and g == g.strip() and g.isprintable() and g[0] != "#"
+        )
         return cls(tuple(sorted(g for g, n in counts.items() if n >= min_site_share * len(sites) - 1e-9)))

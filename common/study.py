@@ -107,7 +107,7 @@ class Training(Section):
     weight_decay: float = Field(1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
     balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
-    clip_norm: float = Field(0.0, ge=0, description="clip the gradient of a step; 0: off")
+    clip_norm: float = Field(20.0, ge=0, description="clip the gradient of a step; 0: off")
     evaluate_every: int = Field(
         5, ge=0, description="score the held-out fold every so many rounds for the curve; 0: only at the end"
     )

@@ -58,6 +58,7 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
         else:
             tables[method] = _reference(study, sites, run, method)
             costs[method] = {"seconds": time.perf_counter() - begin}
+    tables = common_patients(tables)
     return {
         "results": run.results,
         "methods": {name: summarise(table, study.seed) | {"cost": costs[name]} for name, table in tables.items()},
@@ -71,11 +72,23 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
     }
 
 
+def common_patients(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Every table cut to the patients that all methods scored, fold by fold: a site may have been left out of one run."""
+    keys = ["site", "patient", "fold"]
+    shared = None
+    for table in tables.values():
+        index = pd.MultiIndex.from_frame(table[keys])
+        shared = index if shared is None else shared.intersection(index)
+    return {name: t[pd.MultiIndex.from_frame(t[keys]).isin(shared)] for name, t in tables.items()}
+
+
 def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.DataFrame:
     results, out = run.results, Path(study.runtime.out)
     folds = [int(f["fold"]) for f in results["folds"] if f["fold"] >= 0]
     _, about = load_arrays(out / f"model-fold-{folds[0]}.safetensors")
-    pool = Pool.open(sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]))
+    pool = Pool.open(
+        sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]), set(run.predictions["site"])
+    )
     predict: Callable[..., pd.DataFrame] = {"pooled": predict_pooled, "local": predict_local, "ridge": predict_ridge}[
         method
     ]
@@ -110,7 +123,7 @@ def draw_concordance(table: pd.DataFrame, seed: int) -> dict[str, tuple[float, n
     test = table[table["split"] == "test"]
     for cancer, rows in test.groupby("cancer_type"):
         points, draws = [], []
-        for fold, part in rows.sort_values("patient").groupby("fold"):
+        for fold, part in rows.sort_values(["site", "patient"], kind="stable").groupby("fold"):
             risk, t, e = (part[c].to_numpy() for c in ("risk", "time_months", "event"))
             rng = np.random.default_rng(seed_from(seed, "bootstrap", cancer, fold))
             points.append(concordance_index(risk, t, e))
@@ -139,6 +152,12 @@ def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, float]:
     """Paired difference main - other of the mean within-cancer C-index, on the same resampled patients."""
+    keys = ["site", "patient", "fold"]
+    mine, theirs = (set(map(tuple, t.loc[t["split"] == "test", keys].to_numpy().tolist())) for t in (main, other))
+    if mine != theirs:
+        raise ValueError(
+            f"the two methods scored different held-out patients ({len(mine ^ theirs)} differ); they cannot be paired"
+        )
     a, b = draw_concordance(main, seed), draw_concordance(other, seed)
     cancers = sorted(a.keys() & b.keys())
     points = [a[c][0] - b[c][0] for c in cancers]

@@ -40,10 +40,13 @@ class Pool:
     cancers: tuple[str, ...]
 
     @classmethod
-    def open(cls, sites: Path, study: Study, panel: GenePanel, cancers: tuple[str, ...]) -> Pool:
+    def open(cls, sites: Path, study: Study, panel: GenePanel, cancers: tuple[str, ...], members: set[str]) -> Pool:
+        """The cohorts of `members`, the sites that scored their held-out patients in the federation."""
         cohorts = {}
         for folder in list_sites(sites):
             site = SiteFolder.open(folder)
+            if site.name not in members:
+                continue
             key = cohort_key(site, panel, cancers, study.splits.folds, study.seed)
             cohorts[site.name] = open_cohort(key, site, folder / ".oncofed", panel, cancers)
         return cls(cohorts, panel, cancers)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from oncofed.client.data.read import read_table
+from oncofed.client.data.read import indexed_by_patient, read_table
 from oncofed.client.data.site import SiteDescription, Unit, folder_name, write_description
 
 TIME_COLUMNS = {"time": None, "time_months": "months", "time_days": "days", "time_years": "years"}
@@ -45,6 +45,10 @@ def split_pooled(
     if not expression:
         raise ValueError(
             f"{source}/expression: no table; expected <COHORT>.parquet, .csv or .tsv with patients in rows"
+        )
+    if not any(c.index.isin(clinical["patient"]).any() for c in expression.values()):
+        raise ValueError(
+            f"{source}/expression: no patient of the clinical table; its first column must hold the same names"
         )
     unit = unit or recognise_unit(next(iter(expression.values())))
     if out.exists() and any(out.glob("*/site.toml")):
@@ -94,7 +98,7 @@ def recognise_unit(table: pd.DataFrame) -> Unit:
 def _clinical(source: Path) -> pd.DataFrame:
     for name in ("clinical.csv", "clinical.parquet"):
         if (source / name).exists():
-            table = read_table(source / name)
+            table = read_table(source / name, dtype={"patient": str})
             missing = [c for c in ("patient", "cancer_type", "event") if c not in table.columns]
             if missing:
                 raise ValueError(f"{source}/{name} lacks columns {missing}")
@@ -106,8 +110,6 @@ def _cohorts(folder: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     for file in sorted(folder.glob("*")) if folder.is_dir() else []:
         if not file.name.startswith(".") and file.suffix in (".parquet", ".csv", ".tsv"):
-            table = read_table(file)
-            table = table.set_index("patient") if "patient" in table.columns else table
-            table.index = table.index.astype(str)
-            tables[file.stem] = table
+            table = read_table(file, dtype={0: str})
+            tables[file.stem] = indexed_by_patient(table)
     return tables

@@ -36,6 +36,8 @@ class Accumulator:
             )
         peaks: dict[str, float] = {}
         for name, value in one.items():
+            if value.dtype.kind != "f":
+                raise ValueError(f"{source}: '{name}' has dtype {value.dtype}, wanted floating point")
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
             peak = peaks[name] = self._peak(value)

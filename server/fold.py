@@ -49,13 +49,20 @@ class FoldRun:
     def run(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
-        statistics = self._gather_statistics()
-        scaling, self.grid = (
-            scaling_from(statistics),
-            TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals),
-        )
+        statistics = self._gather_statistics()  # also when resuming: it brings the panel to sites that have come since
+        scaling = scaling_from(statistics)
+        self.grid = TimeGrid.from_events(statistics["events"].sum(0), self.study.task.intervals)
+        checkpoint = self._read_checkpoint()
+        if checkpoint:  # the weights were learned on that scale and grid, whoever has answered now
+            scaling = {name: checkpoint[0][f"scaling/{name}"] for name in scaling}
+            self.grid = TimeGrid(tuple(checkpoint[1]["grid_months"]))
         strategy = self._first_strategy(statistics)
-        curve, at_sites, devices = self._train(strategy, scaling, advance)
+        curve = []
+        if checkpoint:
+            strategy.restore(checkpoint[0])
+            curve = list(checkpoint[1]["curve"])
+            log.info("fold %d: resumes after round %d", self.fold, len(curve))
+        at_sites, devices = self._train(strategy, scaling, curve, advance)
         result: dict[str, Any] = {"fold": self.fold, "curve": curve, "grid_months": list(self.grid.starts)}
         result["devices"] = dict(sorted(devices.items()))
         if self.fold != ALL_PATIENTS:
@@ -73,15 +80,14 @@ class FoldRun:
         return result
 
     def _train(
-        self, strategy: EvidenceStrategy, scaling: Sum, advance: Callable[[str], None]
-    ) -> tuple[list[dict[str, Any]], float, dict[str, str]]:
-        """All rounds, from the checkpoint if asked: the learning curve, the seconds of the sites' steps, their devices."""
+        self, strategy: EvidenceStrategy, scaling: Sum, curve: list[dict[str, Any]], advance: Callable[[str], None]
+    ) -> tuple[float, dict[str, str]]:
+        """The rounds that `curve` lacks, appended to it; returns the seconds of the sites' steps, and their devices."""
         t = self.study.training
-        first_round, curve = self._resume(strategy)
         at_sites, saved = 0.0, time.monotonic()
         devices: dict[str, str] = {}
         try:
-            for round_ in range(first_round, t.rounds + 1):
+            for round_ in range(len(curve) + 1, t.rounds + 1):
                 answers = self._ask(wire.TRAIN, round_, {"grid": list(self.grid.starts)}, scaling | strategy.arrays())
                 summary = strategy.aggregate(answers, round_, self.roster)
                 at_sites += summary.seconds_at_sites
@@ -96,13 +102,13 @@ class FoldRun:
                 ):
                     curve[-1] |= _headline(self._evaluate(scaling, strategy, round_, final=False))
                 if time.monotonic() - saved >= CHECKPOINT_EVERY_S:
-                    self._save(strategy, curve)
+                    self._save(strategy, scaling, curve)
                     saved = time.monotonic()
                 advance(f"fold {self.fold} round {round_}: loss {summary.loss:.4f}, {len(summary.sites)} sites")
         finally:
             if curve:  # also on the way out of an error: the last whole round is never lost
-                self._save(strategy, curve)
-        return curve, at_sites, devices
+                self._save(strategy, scaling, curve)
+        return at_sites, devices
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -178,20 +184,19 @@ class FoldRun:
         study = self.study.model_dump(mode="json", exclude={"runtime"})
         return {"study": study, "panel_hash": self.panel.hash, "cancers": list(self.cancers), "fold": self.fold}
 
-    def _save(self, strategy: EvidenceStrategy, curve: list[dict[str, Any]]) -> None:
-        save_arrays(self._checkpoint, strategy.state(), self._about() | {"round": curve[-1]["round"], "curve": curve})
+    def _save(self, strategy: EvidenceStrategy, scaling: Sum, curve: list[dict[str, Any]]) -> None:
+        arrays = strategy.state() | {f"scaling/{name}": value for name, value in scaling.items()}
+        save_arrays(self._checkpoint, arrays, self._about() | {"curve": curve, "grid_months": list(self.grid.starts)})
 
-    def _resume(self, strategy: EvidenceStrategy) -> tuple[int, list[dict[str, Any]]]:
+    def _read_checkpoint(self) -> tuple[Sum, dict[str, Any]] | None:
         if not (self.study.runtime.resume and self._checkpoint.exists()):
-            return 1, []
+            return None
         state, about = load_arrays(self._checkpoint)
         if {k: about[k] for k in self._about()} != self._about():
             raise ValueError(
                 f"{self._checkpoint.name} was written by another study, panel or set of cancer types; choose another runtime.out"
             )
-        strategy.restore(state)
-        log.info("fold %d: resumes after round %d", self.fold, about["round"])
-        return int(about["round"]) + 1, list(about["curve"])
+        return state, about
 
     def _save_model(self, strategy: EvidenceStrategy, scaling: Sum) -> None:
         """The model with all that is needed to use it: weights, scaling, panel, cancer types, time grid, study."""

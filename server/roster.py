@@ -16,6 +16,10 @@ from oncofed.common.errors import Refusal
 log = logging.getLogger("oncofed.server")
 
 POLL_S = 0.2
+RETRY_S = 600.0
+"""A node that was refused is asked again after this long."""
+NEWCOMER_S = 60.0
+"""How long the sites at work wait for the greeting of one that comes late."""
 
 
 class NotEnoughSites(RuntimeError):
@@ -40,6 +44,7 @@ class Roster:
     wait_s: float
     timeout_s: float
     hellos: dict[int, wire.Config] = field(default_factory=dict)
+    refused: dict[int, tuple[str, float]] = field(default_factory=dict)
     left_out: list[dict[str, object]] = field(default_factory=list)
     sent: int = 0
     received: int = 0
@@ -54,14 +59,13 @@ class Roster:
     def gather(self, min_sites: int, request: wire.Config, quiet_s: float = 2.0) -> None:
         """Greet nodes until `min_sites` have answered and no new node came for `quiet_s`; raise after `wait_s`."""
         deadline, last_new = time.monotonic() + self.wait_s, time.monotonic()
-        refused: dict[int, str] = {}
         while True:
-            fresh = [n for n in self.grid.get_node_ids() if n not in self.hellos and n not in refused]
+            fresh = [n for n in self.grid.get_node_ids() if n not in self.hellos and n not in self.refused]
             if fresh:
                 last_new = time.monotonic()
-                self._greet(fresh, request, refused)
+                self._greet(fresh, request)
             known = set(self.grid.get_node_ids())
-            settled = known <= self.hellos.keys() | refused.keys()
+            settled = known <= self.hellos.keys() | self.refused.keys()
             # A simulator registers all its nodes at once; real sites trickle in, so wait a little for late ones.
             if (
                 len(self.hellos) >= min_sites
@@ -70,9 +74,11 @@ class Roster:
             ):
                 return
             if time.monotonic() > deadline:
+                if len(self.hellos) >= min_sites:
+                    return
                 raise NotEnoughSites(
                     f"{len(self.hellos)} sites online after {self.wait_s:g} s, aggregation.min_sites = {min_sites}"
-                    + "".join(f"; {reason}" for reason in refused.values())
+                    + "".join(f"; {reason}" for reason, _ in self.refused.values())
                 )
             time.sleep(POLL_S)
 
@@ -81,9 +87,13 @@ class Roster:
         online = set(self.grid.get_node_ids())
         for node in [n for n in self.hellos if n not in online]:
             del self.hellos[node]
-        fresh = [n for n in online if n not in self.hellos]
+        for node in [
+            n for n, (_, since) in self.refused.items() if time.monotonic() - since > RETRY_S or n not in online
+        ]:
+            del self.refused[node]
+        fresh = [n for n in online if n not in self.hellos and n not in self.refused]
         if fresh:
-            self._greet(fresh, request, {})
+            self._greet(fresh, request, patience_s=NEWCOMER_S)
 
     def ask(
         self,
@@ -125,28 +135,36 @@ class Roster:
         log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
 
-    def _greet(self, nodes: list[int], request: wire.Config, refused: dict[int, str]) -> None:
+    def _greet(self, nodes: list[int], request: wire.Config, patience_s: float | None = None) -> None:
         messages = [Message(wire.request(request), n, wire.HELLO, ttl=self.timeout_s) for n in nodes]
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
         waited = 0.0
-        while by_id and waited < min(self.wait_s, self.timeout_s):
+        patience_s = min(self.wait_s, self.timeout_s, patience_s or self.wait_s)
+        while by_id and waited < patience_s:
             replies = list(self.grid.pull_messages(list(by_id)))
             for reply in replies:
                 node = by_id.pop(reply.metadata.reply_to_message_id)
-                before = len(self.left_out)
                 answer = self._read(reply, node, wire.HELLO, 0)
                 if answer is None:
-                    refused[node] = str(self.left_out[before]["reason"])
+                    self._refuse(node, str(self.left_out[-1]["reason"]))
                     continue
                 twin = next((n for n, h in self.hellos.items() if h["site"] == answer.site and n != node), None)
                 if twin is not None and twin in set(self.grid.get_node_ids()):
-                    refused[node] = f"a second node calls itself {answer.site}; give every site a name of its own"
-                    self.leave_out(answer.site, wire.HELLO, 0, refused[node])
+                    reason = f"a second node calls itself {answer.site}; give every site a name of its own"
+                    self.leave_out(answer.site, wire.HELLO, 0, reason)
+                    self._refuse(node, reason)
                     continue
                 self.hellos[node] = answer.config
             if by_id and not replies:
                 time.sleep(POLL_S)
                 waited += POLL_S
+
+        for node in by_id.values():
+            self.leave_out(f"node {node}", wire.HELLO, 0, f"no answer to the greeting within {patience_s:g} s")
+            self._refuse(node, f"node {node} does not answer")
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self.refused[node] = (reason, time.monotonic())
 
     def _read(self, reply: Message, node: int, kind: str, round_: int) -> Answer | None:
         name = self.name(node)
@@ -157,8 +175,13 @@ class Roster:
             config = wire.read_config(reply.content, "from")
             wire.check_protocol(config, name)
             name = str(config["site"])
+            if node in self.hellos and name != self.name(node):
+                name, claimed = self.name(node), name
+                raise Refusal(f"answers in the name of {claimed!r}")
             if "refusal" in config:
                 raise Refusal(str(config["refusal"]))
+            if kind == wire.HELLO:
+                _check_hello(config)
             return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
         except (Refusal, KeyError, TypeError, ValueError) as error:
             self.leave_out(name, kind, round_, str(error))
@@ -170,3 +193,12 @@ class Roster:
 
 def _size(content) -> int:  # type: ignore[no-untyped-def]
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def _check_hello(config: wire.Config) -> None:
+    for key in ("genes", "cancers"):
+        value = config.get(key)
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise Refusal(f"the greeting's {key} must be a list of names")
+    if not isinstance(config.get("unit_family"), str):
+        raise Refusal("the greeting lacks its unit family")

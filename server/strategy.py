@@ -6,6 +6,7 @@ all replies at once, while this one adds each answer as it arrives and keeps one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -55,14 +56,14 @@ class EvidenceStrategy:
         losses: dict[str, tuple[float, float, float]] = {}
         devices: dict[str, str] = {}
         for answer in answers:
-            try:
+            try:  # all of an answer is read before any of it is added
+                told = _told(answer)
                 accumulator.add(answer.arrays, answer.site)
             except ValueError as error:
                 roster.leave_out(answer.site, "train", round_, str(error))
                 continue
-            c = answer.config
-            devices[answer.site] = str(c.get("device", ""))
-            losses[answer.site] = (float(c["loss"]), float(c["patients"]), float(c["seconds"]))  # type: ignore[arg-type]
+            losses[answer.site] = told
+            devices[answer.site] = str(answer.config.get("device", ""))
         if accumulator.count < self.settings.min_sites:
             reasons = [
                 f"{x['site']}: {x['reason']}" for x in roster.left_out if x["round"] == round_ and x["kind"] == "train"
@@ -113,3 +114,21 @@ class EvidenceStrategy:
             if key.startswith("optimizer/"):
                 name, _, part = key.removeprefix("optimizer/").rpartition("/")
                 self.optimizer.state.setdefault(name, {})[part] = value
+
+
+def _told(answer: Answer) -> tuple[float, float, float]:
+    """Loss, patients and seconds of a training answer; raises where one is missing or no number."""
+    values = []
+    for key in ("loss", "patients", "seconds"):
+        value = answer.config.get(key)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or (key != "loss" and value < 0)
+        ):
+            raise ValueError(f"the answer's {key} is {value!r}, wanted a finite number")
+        values.append(float(value))
+    if values[1] == 0:
+        raise ValueError("the answer rests on 0 patients")
+    return values[0], values[1], values[2]

@@ -154,7 +154,7 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
         "keep one column a gene (sum counts, average the rest)",
     )
     text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
-    values = table.to_numpy() if not text else table.apply(pd.to_numeric, errors="coerce").to_numpy()
+    values = table.apply(pd.to_numeric, errors="coerce") if text else table
     if text:
         numeric = table.loc[:, table.columns.isin(text)]
         bad = int((numeric.apply(pd.to_numeric, errors="coerce").isna() & numeric.notna()).to_numpy().sum())
@@ -166,7 +166,7 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
             "cells that are not numbers",
             "export plain numbers; write missing values as empty cells",
         )
-    x = values.astype(np.float64)
+    x = values.to_numpy(dtype=np.float64, na_value=np.nan)
     rate = np.isnan(x).mean(axis=0) if len(x) else np.zeros(x.shape[1])
     report.warn(
         file,

@@ -112,7 +112,7 @@ def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds:
             f"site {site.name}: no patient has outcome, expression and one of the study's cancer types; run `oncofed site check`"
         )
     try:
-        values = expression.loc[patients].to_numpy(dtype=np.float64)
+        values = expression.loc[patients].to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError):
         raise Refusal(
             f"site {site.name}: the expression table holds cells that are not numbers; run `oncofed site check`"

@@ -17,7 +17,7 @@ def read_table(path: Path, **csv: Any) -> pd.DataFrame:
     try:
         if path.name.endswith(".parquet"):
             return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",", **csv)
+        return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",", encoding="utf-8-sig", **csv)
     except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise Refusal(
             f"{path.parent.name}/{path.name} cannot be read as {path.suffix.lstrip('.')} ({type(error).__name__}); export it again"
@@ -37,7 +37,7 @@ def read_clinical(site: SiteFolder) -> pd.DataFrame:
     missing = [c for c in REQUIRED if c not in table.columns]
     if missing:
         raise Refusal(
-            f"site {site.name}: {path.name} lacks columns {missing}; it has {list(table.columns)[:12]}; rename or add them"
+            f"site {site.name}: {path.name} lacks columns {missing} among its {table.shape[1]}; the first line must name them"
         )
     return table.assign(patient=table["patient"].astype("string"))
 
@@ -51,9 +51,18 @@ def read_expression(site: SiteFolder, patients: pd.Index) -> pd.DataFrame:
     path = site.find(EXPRESSION)
     if path is None:
         raise Refusal(f"site {site.name}: no expression table; add one of {', '.join(EXPRESSION)}")
-    table = _read_h5ad(path) if path.suffix == ".h5ad" else _indexed(read_table(path, low_memory=False))
+    # names as text: read as numbers, a leading zero would be lost and the patient with it
+    table = (
+        _read_h5ad(path)
+        if path.suffix == ".h5ad"
+        else indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
+    )
     table.index, table.columns = table.index.astype(str), table.columns.astype(str)
-    return table.T if patients_in_columns(site, path, table, patients) else table
+    table = table.T if patients_in_columns(site, path, table, patients) else table
+    outcome = [c for c in REQUIRED if c in table.columns]
+    if outcome:
+        raise Refusal(f"site {site.name}: {path.name} has {outcome} among its genes; leave clinical columns out of it")
+    return table
 
 
 def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patients: pd.Index) -> bool:
@@ -62,9 +71,10 @@ def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patie
     declared = site.description.orientation
     if declared != "auto":
         here, other = (rows, columns) if declared == "patients_x_genes" else (columns, rows)
-        if here == 0 and other > 0:
+        if here == 0:  # never take names on trust: the other axis' names leave the hospital as genes
             raise Refusal(
-                f"site {site.name}: site.toml says orientation = {declared!r} but {path.name} has {other} patients on the other axis; correct it"
+                f"site {site.name}: site.toml says orientation = {declared!r}, but on that axis {path.name} has no patient of the "
+                f"clinical table (on the other axis: {other}); correct the orientation or the patients' names"
             )
         return declared == "genes_x_patients"
     if (rows > 0) == (columns > 0):
@@ -80,21 +90,27 @@ def read_pathology(site: SiteFolder) -> pd.DataFrame | None:
     path = site.find(PATHOLOGY)
     if path is None:
         return None
-    table = _indexed(read_table(path, low_memory=False))
-    table.index = table.index.astype(str)
+    table = indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
     return table
 
 
-def _indexed(table: pd.DataFrame) -> pd.DataFrame:
+def indexed_by_patient(table: pd.DataFrame) -> pd.DataFrame:
     """The first column (or one named patient) as the index, unless the file carries an index of names already."""
     if "patient" in table.columns:
-        return table.set_index("patient")
-    return table.set_index(table.columns[0]) if isinstance(table.index, pd.RangeIndex) else table
+        table = table.set_index("patient")
+    elif isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(table.columns[0])
+    return table.set_axis(table.index.astype(str))
 
 
 def _read_h5ad(path: Path) -> pd.DataFrame:
     import anndata  # slow to import and needed for this format only
 
-    data = anndata.read_h5ad(path)
+    try:
+        data = anndata.read_h5ad(path)
+    except Exception as error:  # h5py, anndata and zarr raise what they like on a broken file
+        raise Refusal(
+            f"{path.parent.name}/{path.name} cannot be read as h5ad ({type(error).__name__}); export it again"
+        ) from None
     matrix = data.X.toarray() if hasattr(data.X, "toarray") else data.X
     return pd.DataFrame(matrix, index=data.obs_names, columns=data.var_names)

@@ -73,7 +73,7 @@ def test_orientation_is_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="orientation is unclear; set orientation"):
         read_expression(site, pd.Index(PATIENTS))
     site = write_site(tmp_path, orientation="genes_x_patients")
-    with pytest.raises(Refusal, match="12 patients on the other axis"):
+    with pytest.raises(Refusal, match="on the other axis: 12"):
         read_expression(site, pd.Index(PATIENTS))
 
 
