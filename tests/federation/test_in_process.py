@@ -239,11 +239,11 @@ def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> Non
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
     )
-    (folders[0] / "policy.toml").write_text("min_patients = 10000\n")
+    (folders[0] / "policy.toml").write_text("min_patients = 100\n")
     (folders[1] / "policy.toml").write_text("max_rounds = 1\n")
     results = run(small_study(), tmp_path / "sites")
     reasons = {x["site"]: x["reason"] for x in results["left_out"]}
-    assert "fewer than the 10000 that its policy wants" in reasons["Aachen"]
+    assert "fewer than the 100 that its policy wants" in reasons["Aachen"]
     assert "the study wants 2 rounds, the site's policy allows 1" in reasons["Bergen"]
     assert "Bergen" not in results["sites"]
 
