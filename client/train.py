@@ -14,7 +14,7 @@ from oncofed.common.models.build import get_weights, set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.study import Study
-from oncofed.common.survival import TimeGrid, cox_loss, piecewise_exponential_loss, to_tensor
+from oncofed.common.survival import TimeGrid, cox_loss, piecewise_exponential_loss
 from torch import Tensor
 
 
@@ -39,12 +39,12 @@ class Batch:
     def of(cls, cohort: Cohort, mean_G: np.ndarray, sd_G: np.ndarray, grid: TimeGrid, device: torch.device) -> Batch:
         """Standardise a cohort and lay its follow-up over the time grid."""
         return cls(
-            x_BG=to_tensor(cohort.standardised(mean_G, sd_G), device),
-            cancer_B=to_tensor(cohort.cancer, device),
-            time_B=to_tensor(cohort.time, device),
-            event_B=to_tensor(cohort.event.astype(np.float32), device),
-            exposure_BK=to_tensor(grid.exposure(cohort.time), device),
-            interval_B=to_tensor(grid.interval(cohort.time), device),
+            x_BG=_tensor(cohort.standardised(mean_G, sd_G), device),
+            cancer_B=_tensor(cohort.cancer, device),
+            time_B=_tensor(cohort.time, device),
+            event_B=_tensor(cohort.event.astype(np.float32), device),
+            exposure_BK=_tensor(grid.exposure(cohort.time), device),
+            interval_B=_tensor(grid.interval(cohort.time), device),
         )
 
 
@@ -185,3 +185,10 @@ def _evidence(study: Study, blocks: Blocks, shares: dict[str, Tensor], *, patien
     if study.aggregation.rule == "fedavg":
         return blocks.vector(dict.fromkeys(blocks.names, float(patients)))
     return blocks.vector({name: float(shares[name]) * patients / seen for name in blocks.names})
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on `device`; floats become float32, integers int64."""
+    kind = torch.float32 if np.issubdtype(array.dtype, np.floating) else torch.int64
+    # memory-mapped arrays are read-only, and torch must own what it may write to
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device=device, dtype=kind)

@@ -6,7 +6,7 @@ A parameter belongs to one block, or, when it is stacked (`[E, in, out]`), each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,13 +74,3 @@ def weigh(delta: Mapping[str, np.ndarray], evidence: np.ndarray, blocks: Blocks)
     for name, value in delta.items():
         total[name] = value * blocks.spread(evidence, name, value.ndim).astype(np.float32)
     return total
-
-
-def add(sums: Iterable[Sum]) -> Sum:
-    """Add sums in the order given (plain floating point; the server uses `server.aggregate.Accumulator`)."""
-    out: Sum = {}
-    for one in sums:
-        if out and one.keys() != out.keys():
-            raise ValueError(f"sums with different names cannot be added: {sorted(out.keys() ^ one.keys())}")
-        out = {k: (out[k] + v if out else v.astype(np.float64)) for k, v in one.items()}
-    return out

@@ -9,7 +9,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchsurv.loss.cox import neg_partial_log_likelihood
 
@@ -110,10 +109,3 @@ def survival_curve(log_baseline_K: np.ndarray, grid: TimeGrid, risk: np.ndarray,
     """Survival probabilities `[B, len(times)]` at `times` (months): S(t) = exp(-exp(risk) * H0(t))."""
     cumulative = grid.exposure(np.asarray(times, dtype=np.float64)) @ np.exp(log_baseline_K)
     return np.exp(-np.exp(np.asarray(risk))[:, None] * cumulative[None])
-
-
-def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor on `device`; floats become float32, integers int64."""
-    kind = torch.float32 if np.issubdtype(array.dtype, np.floating) else torch.int64
-    # memory-mapped arrays are read-only, and torch must own what it may write to
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device=device, dtype=kind)
