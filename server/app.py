@@ -22,13 +22,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 app = ServerApp()
 log = logging.getLogger("oncofed.server")
 
+DEFAULTS = Study().run_config()
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Read the study from the run config (or the file that it names) and run it."""
     config = dict(context.run_config)
     file = str(config.get("study", ""))
-    study = Study.from_toml(Path(file)) if file else Study.from_run_config(config)
+    if file:
+        own = {key: config[key] for key in ("runtime.out", "runtime.resume") if config.get(key) != DEFAULTS[key]}
+        study = Study.from_toml(Path(file), own)
+    else:
+        study = Study.from_run_config(config)
     run_study(study, grid)
 
 

@@ -331,3 +331,16 @@ def test_every_choice_of_the_study_runs(consortium: Path, small_study: Make, key
     results = run(small_study(**keys), consortium)
     assert results["left_out"] == []
     assert np.isfinite(results["folds"][0]["curve"][-1]["train_loss"])
+
+
+def test_the_run_config_may_name_a_study_file(consortium: Path, tmp_path: Path) -> None:
+    from oncofed.deploy.engine import run_in_process
+    from oncofed.server.app import app as server_app
+
+    file = tmp_path / "study.toml"
+    file.write_text('name = "from-file"\n[model]\nsize = "tiny"\n[training]\nrounds = 1\n[splits]\nonly = [0]\n')
+    config = Study().run_config() | {"study": str(file), "sites": str(consortium), "runtime.out": str(tmp_path / "out")}
+    run_in_process(server_app, client_app, NODES, config)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["study"]["name"] == "from-file"
+    assert len(results["folds"][0]["curve"]) == 1
