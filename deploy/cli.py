@@ -44,7 +44,8 @@ def site_check(
     from oncofed.client.data.check import check_site
     from oncofed.common.panel import GenePanel
 
-    report = check_site(folder, GenePanel.from_file(panel) if panel else None)
+    with err.status("reading"):
+        report = check_site(folder, GenePanel.from_file(panel) if panel else None)
     facts = Table(title=f"Site {report.site}", show_header=False, title_justify="left")
     for key, value in report.facts.items():
         facts.add_row(key, value)
@@ -101,9 +102,10 @@ def data_synth(
     """Write a synthetic pan-cancer consortium with known truth."""
     from oncofed.deploy.synth import SynthSettings, write_consortium
 
-    folders = write_consortium(
-        target, SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, seed=seed)
-    )
+    with err.status("writing"):
+        folders = write_consortium(
+            target, SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, seed=seed)
+        )
     out.print(f"{len(folders)} sites in {target}; the truth behind them in {target / 'truth.json'}")
 
 
