@@ -32,14 +32,17 @@ console = Console()
 
 def overhead() -> None:
     """Seconds of a round against the sum of its local training steps alone (target: at most 10 % more)."""
-    table = Table("sites", "parameters", "rounds", "s/round", "s in local steps", "overhead", title="in-process round")
+    table = Table(
+        "sites", "parameters", "local steps", "s/round", "s in local steps", "overhead", title="in-process round"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for sites, patients, keys in (
             (5, 1000, {}),
             (10, 2000, {}),
+            (10, 2000, {"training__local_steps": 12}),
             (10, 2000, {"model__width": 64, "model__latent": 32}),
         ):
-            root = Path(folder) / f"{sites}-{len(keys)}"
+            root = Path(folder) / f"{sites}-{len(keys)}-{list(keys)[:1]}"
             write_consortium(root, SynthSettings(sites=sites, patients=patients, genes=1500, cancers=5))
             study = Study().changed(
                 training__rounds=11,
@@ -75,7 +78,7 @@ def overhead() -> None:
             table.add_row(
                 str(sites),
                 f"{parameters:,}",
-                str(len(marks) - 1),
+                str(study.training.local_steps),
                 f"{a_round:.3f}",
                 f"{local:.3f}",
                 f"{a_round / local - 1:+.1%}",
