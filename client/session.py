@@ -28,14 +28,11 @@ from oncofed.common.metrics import survival_sums
 from oncofed.common.models.build import set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.panel import GenePanel
-from oncofed.common.splits import seed_from
+from oncofed.common.splits import ALL_PATIENTS, seed_from
 from oncofed.common.study import Study
 from oncofed.common.survival import TimeGrid, event_table
 
 log = logging.getLogger("oncofed.client")
-
-ALL_PATIENTS = -1
-"""The fold number of a refit: every patient trains, none is held out."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +186,8 @@ class Session:
 
     def statistics(self, cohort: Cohort) -> Sum:
         """`n, sum, squares [G]` over present values and `events, exposure [C, public edges]`."""
-        x = np.asarray(cohort.x_NG, dtype=np.float64)
         events, exposure = event_table(cohort.time, cohort.event, cohort.cancer, len(self.cancers))
-        present = ~np.isnan(x)
-        filled = np.where(present, x, 0.0)
-        return {
-            "n": present.sum(0).astype(np.float64),
-            "sum": filled.sum(0),
-            "squares": np.square(filled).sum(0),
-            "events": events,
-            "exposure": exposure,
-        }
+        return cohort.gene_sums() | {"events": events, "exposure": exposure}
 
     def train(self, cohort: Cohort) -> tuple[Sum, float, float]:
         """Training sum, mean loss, and the seconds that the local steps took."""

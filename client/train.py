@@ -71,7 +71,6 @@ def train_locally(
     round_: int,
     seed: int,
     load: dict[str, np.ndarray],
-    steps: int | None = None,
 ) -> tuple[Sum, float]:
     """One site's share of a round: `study.training.local_steps` steps from `weights`.
 
@@ -89,8 +88,7 @@ def train_locally(
     size = min(t.batch_size or len(batch), len(batch))
     losses: list[Tensor] = []
     shares: dict[str, Tensor] = {}
-    steps = steps or t.local_steps
-    for rows in _batches(len(batch), size, steps, generator):
+    for rows in _batches(len(batch), size, t.local_steps, generator):
         part = batch if rows is None else batch.select(rows)
         output = model(part.x_BG, part.cancer_B, generator)
         loss = batch_loss(study, model, output, part)
@@ -102,9 +100,8 @@ def train_locally(
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         used = _shares(model, output, part)
-        if (
-            t.clip_norm
-        ):  # before blocks are rescaled: afterwards experts hold most of the norm and would starve the trunk
+        # Clip before blocks are rescaled: afterwards experts hold most of the norm and would starve the trunk.
+        if t.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm)
         if t.optimizer == "sgd" and study.aggregation.rule == "evidence":
             _average_within_blocks(model, blocks, used, len(part))
@@ -117,7 +114,7 @@ def train_locally(
         )
     after = get_weights(model)
     delta = {name: after[name] - weights[name] for name in after}
-    evidence = _evidence(study, blocks, shares, patients=len(batch), seen=size * steps)
+    evidence = _evidence(study, blocks, shares, patients=len(batch), seen=size * t.local_steps)
     return weigh(delta, evidence, blocks), mean_loss
 
 

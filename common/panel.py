@@ -20,7 +20,7 @@ class GenePanel:
     def __post_init__(self) -> None:
         if not self.genes:
             raise ValueError("the gene panel is empty; name a panel file with genes, or lower panel.min_site_share")
-        odd = [g for g in self.genes if g != g.strip() or not g.isprintable() or not g or g.startswith("#")]
+        odd = [g for g in self.genes if not _plain(g)]
         if odd:
             raise ValueError(
                 f"{len(odd)} gene names are empty, begin with # or hold spaces at an end, e.g. {odd[:3]!r}; rename them"
@@ -49,7 +49,10 @@ class GenePanel:
     def shared(cls, by_site: Iterable[Iterable[str]], min_site_share: float) -> GenePanel:
         """Genes that at least `min_site_share` of the sites hold, in alphabetical order; odd names take no part."""
         sites = [set(genes) for genes in by_site]
-        counts = Counter(
-            g for genes in sites for g in genes if g and g == g.strip() and g.isprintable() and g[0] != "#"
-        )
+        counts = Counter(g for genes in sites for g in genes if _plain(g))
         return cls(tuple(sorted(g for g, n in counts.items() if n >= min_site_share * len(sites) - 1e-9)))
+
+
+def _plain(gene: str) -> bool:
+    """Whether a name survives a panel file: not empty, no comment, no control character, no space at an end."""
+    return bool(gene) and gene == gene.strip() and gene.isprintable() and not gene.startswith("#")

@@ -6,6 +6,9 @@ import hashlib
 
 import numpy as np
 
+ALL_PATIENTS = -1
+"""The fold number of a refit: every patient trains, none is held out."""
+
 
 def seed_from(*parts: object) -> int:
     """A 63-bit seed from names and numbers, the same on every machine (unlike `hash`)."""

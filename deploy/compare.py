@@ -23,8 +23,7 @@ from oncofed.common.study import Study
 from oncofed.deploy.reference import Pool, predict_local, predict_pooled, predict_ridge
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 from oncofed.server.checkpoint import load_arrays
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from oncofed.server.progress import progress_bar
 
 METHODS = ("pooled", "local", "ridge", "fedavg")
 DRAWS = 500
@@ -93,8 +92,7 @@ def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.
         method
     ]
     ticks = {"pooled": study.training.rounds, "local": len(pool.cohorts), "ridge": 4}[method] * len(folds)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(method, total=ticks)
         parts = [predict(pool, study, fold, lambda: progress.advance(bar)) for fold in folds]
     return pd.concat(parts, ignore_index=True)

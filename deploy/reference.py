@@ -141,10 +141,7 @@ def _train(
     device = choose_device(study.runtime.device)
     events, exposure = event_table(train.time, train.event, train.cancer, len(pool.cancers))
     grid = TimeGrid.from_events(events.sum(0), study.task.intervals)
-    x = np.asarray(train.x_NG, dtype=np.float64)
-    present = ~np.isnan(x)
-    filled = np.where(present, x, 0.0)
-    scaling = scaling_from({"n": present.sum(0), "sum": filled.sum(0), "squares": np.square(filled).sum(0)})
+    scaling = scaling_from(train.gene_sums())
     model = build_model(study, genes=len(pool.panel), cancers=pool.cancers, intervals=len(grid), fold=fold).to(device)
     with torch.no_grad():
         model.log_baseline.copy_(torch.from_numpy(initial_log_baseline(coarsen(events, grid), coarsen(exposure, grid))))

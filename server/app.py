@@ -12,12 +12,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
 from oncofed.common.panel import GenePanel
+from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import write_text
-from oncofed.server.fold import ALL_PATIENTS, FoldRun, greeting
+from oncofed.server.fold import FoldRun, greeting
+from oncofed.server.progress import progress_bar
 from oncofed.server.roster import Roster
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 app = ServerApp()
 log = logging.getLogger("oncofed.server")
@@ -57,8 +57,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
         "folds": [],
         "left_out": roster.left_out,
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("federation", total=len(folds) * study.training.rounds)
 
         def advance(news: str) -> None:

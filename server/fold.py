@@ -16,6 +16,7 @@ from oncofed.common.blocks import Sum
 from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.models.build import build_model, get_weights
 from oncofed.common.panel import GenePanel
+from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_log_baseline
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -24,9 +25,6 @@ from oncofed.server.roster import Answer, NotEnoughSites, Roster
 from oncofed.server.strategy import EvidenceStrategy
 
 log = logging.getLogger("oncofed.server")
-
-ALL_PATIENTS = -1
-"""The fold number of a refit: every patient trains, none is held out."""
 
 CHECKPOINT_EVERY_S = 10.0
 """What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
@@ -37,7 +35,7 @@ MIN_SD = 1e-3
 
 @dataclass
 class FoldRun:
-    """State of one fold. `constants` are what statistics fixed: scaling, time grid and first baselines."""
+    """One fold at the server; `grid` is set once the statistics (or the checkpoint) have fixed it."""
 
     study: Study
     roster: Roster
@@ -151,8 +149,9 @@ class FoldRun:
     def _ask(self, kind: str, round_: int, config: wire.Config, arrays: Sum | None) -> Iterator[Answer]:
         """Ask all sites; an answer to another study, fold, round or panel is left out."""
         stamp: wire.Config = {"fold": self.fold, "round": round_, "panel_hash": self.panel.hash}
-        text: wire.Config = greeting(self.study) | {"cancers": list(self.cancers)}
-        self.roster.greet_newcomers(greeting(self.study))
+        hello = greeting(self.study)
+        text: wire.Config = hello | {"cancers": list(self.cancers)}
+        self.roster.greet_newcomers(hello)
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:

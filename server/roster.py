@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -102,18 +102,16 @@ class Roster:
         arrays: Sum | None,
         *,
         round_: int,
-        only: Callable[[int], bool] = lambda _: True,
     ) -> Iterator[Answer]:
         """Send one question to every site and yield good answers as they arrive; the others are logged with their reason."""
         content = wire.request(config, arrays)
-        nodes = sorted((n for n in self.hellos if only(n)), key=self.name)
+        nodes = sorted(self.hellos, key=self.name)
         messages = [Message(content, n, kind, ttl=self.timeout_s, group_id=str(round_)) for n in nodes]
         size = _size(content)
         self.sent += size * len(messages)
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        waited = (
-            0.0  # idle time only: neither the server's own work nor a site in this process counts against the others
-        )
+        # Idle time only: neither the server's own work nor a site in this process counts against the others.
+        waited = 0.0
         while by_id and waited < self.timeout_s:
             replies = list(self.grid.pull_messages(list(by_id)))
             for reply in replies:

@@ -52,6 +52,13 @@ class Cohort:
         """All patients of several cohorts of the same panel (simulation only: no one may do this with real sites)."""
         return cls(*(np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(cls)))
 
+    def gene_sums(self) -> dict[str, np.ndarray]:
+        """`n, sum, squares [G]` over present values, float64: what scaling is made of."""
+        x = np.asarray(self.x_NG, dtype=np.float64)
+        present = ~np.isnan(x)
+        filled = np.where(present, x, 0.0)
+        return {"n": present.sum(0).astype(np.float64), "sum": filled.sum(0), "squares": np.square(filled).sum(0)}
+
     def standardised(self, mean_G: np.ndarray, sd_G: np.ndarray) -> np.ndarray:
         """Expression with the federation's mean and deviation, float32 `[N, G]`; a missing value becomes the mean, 0."""
         x = np.subtract(self.x_NG, mean_G.astype(np.float32))
