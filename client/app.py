@@ -10,10 +10,10 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from oncofed.client.data.cohort import Cohort
+from oncofed.client import score
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
-from oncofed.client.release import Door
+from oncofed.client.release import Answer, Door
 from oncofed.client.resident import Resident
 from oncofed.client.session import Session
 from oncofed.common import wire
@@ -23,8 +23,7 @@ app = ClientApp()
 log = logging.getLogger("oncofed.client")
 resident = Resident()
 
-Handler = Callable[[Session], "Answer"]
-Answer = tuple[wire.Config, dict | None, int]
+Handler = Callable[[Session], Answer]
 
 
 def site_of(context: Context) -> tuple[Path, Path]:
@@ -64,8 +63,7 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 own_device = str(context.node_config.get("device", ""))
                 session = Session.of(message.content, site, work, resident, own_device)
                 door.admit(kind, session.study)
-                config, total, patients = function(session)
-                return Message(door.release(kind, session.stamp | config, total, patients=patients), reply_to=message)
+                return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
             except Refusal as error:
                 log.warning("%s: refused '%s': %s", name, kind, error)
                 reason = str(error)
@@ -84,37 +82,34 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
 @handler(wire.HELLO)
 def hello(session: Session) -> Answer:
     """Who is there: genes, cancer types and the family of units; no patient data."""
-    return session.greeting(), None, 0
+    return Answer(session.greeting())
 
 
 @app.query("statistics")
 @handler(wire.STATISTICS)
 def statistics(session: Session) -> Answer:
-    """Sums over training patients: per gene n, sum, sum of squares; per cancer type events and exposure by month."""
-    cohort = session.training_cohort()
-    return {"missing_genes": session.missing_genes(cohort)}, session.statistics(cohort), len(cohort)
+    """Sums over training patients: moments of genes and covariates; per cancer type events and exposure by month."""
+    return session.statistics()
 
 
 @app.train()
 @handler(wire.TRAIN)
 def train(session: Session) -> Answer:
     """A round's local steps: evidence and evidence-weighted change of each block."""
-    cohort = session.training_cohort()
-    total, loss, seconds = session.train(cohort)
-    t = session.study.training
-    behind = (
-        min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
-    )  # seen in the round's steps
-    return (
-        {"loss": loss, "patients": len(cohort), "seconds": seconds, "device": session.device_name},
-        total,
-        behind,
-    )
+    return session.train()
 
 
 @app.evaluate()
 @handler(wire.EVALUATE)
 def evaluate(session: Session) -> Answer:
-    """Sums over the held-out fold: pairs, losses and routing by cancer type."""
-    cohort: Cohort = session.test_cohort()
-    return {}, session.evaluate(cohort), len(cohort)
+    """Sums over the held-out fold: pairs or confusion, losses and routing by cancer type."""
+    return score.evaluate(session)
+
+
+@app.query("explain")
+@handler(wire.EXPLAIN)
+def explain(session: Session) -> Answer:
+    """Sums over training patients: how risks lie, and which genes drive them."""
+    from oncofed.client.explain import explain as attribute  # captum is slow to import, and other messages do without
+
+    return attribute(session)

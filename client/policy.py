@@ -20,7 +20,8 @@ class Policy(BaseModel):
     max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")
     allow: tuple[str, ...] = Field(
-        ("query.hello", "query.statistics", "train", "evaluate"), description="kinds of message that are answered"
+        ("query.hello", "query.statistics", "train", "evaluate", "query.explain"),
+        description="kinds of message that are answered",
     )
 
     @classmethod

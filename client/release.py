@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,21 @@ from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.errors import Refusal
 from oncofed.common.study import Study
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a handler wants to let out: a sum over `patients` patients.
+
+    `cells` names arrays whose first axis are groups of patients, with the patients in each; `numbers` is how many sums of
+    one quantity a cell holds: as many patients could be solved for, so a cell needs more.
+    """
+
+    config: wire.Config
+    total: Sum | None = None
+    patients: int = 0
+    cells: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,23 +55,26 @@ class Door:
             raise Refusal(
                 f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
             )
-        p, t = self.policy, study.training
+        p, phases = self.policy, [study.steps(phase) for phase in study.phases]
         for what, wanted, limit in (
-            ("rounds", t.rounds, p.max_rounds),
-            ("folds", study.splits.folds, p.max_folds),
-            ("local steps", t.local_steps, p.max_local_steps),
+            ("rounds", sum(t.rounds for t in phases), p.max_rounds),
+            ("folds", study.splits.count, p.max_folds),
+            ("local steps", max(t.local_steps for t in phases), p.max_local_steps),
         ):
             if wanted > limit:
                 raise Refusal(f"site {self.site}: the study wants {wanted} {what}, the site's policy allows {limit}")
-        seen = t.batch_size * t.local_steps
-        if t.batch_size and seen < p.min_patients:
-            raise Refusal(
-                f"site {self.site}: a round of {t.local_steps} steps with {t.batch_size} patients rests on {seen} patients, "
-                f"the site's policy wants {p.min_patients}; raise training.batch_size"
-            )
+        for t in phases:
+            seen = t.batch_size * t.local_steps
+            if t.batch_size and seen < p.min_patients:
+                raise Refusal(
+                    f"site {self.site}: a round of {t.local_steps} steps with {t.batch_size} patients rests on {seen} "
+                    f"patients, the site's policy wants {p.min_patients}; raise batch_size"
+                )
 
-    def release(self, kind: str, config: wire.Config, total: Sum | None, *, patients: int) -> RecordDict:
-        """Pack `total`, a sum over `patients` patients, for the server, and write what left to the log."""
+    def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
+        """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
+        patients, config = answer.patients, stamp | answer.config
+        total = self._withhold(answer)
         wanted = self.policy.min_test_patients if kind == wire.EVALUATE else self.policy.min_patients
         if total is not None and patients < wanted:
             raise Refusal(
@@ -70,6 +89,18 @@ class Door:
         content = wire.reply(self.site, config, total)
         self._write(kind, config, total or {}, patients)
         return content
+
+    def _withhold(self, answer: Answer) -> Sum | None:
+        """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow."""
+        if answer.total is None or not answer.cells:
+            return answer.total
+        least = max(self.policy.min_patients, answer.numbers + 1)
+        total = dict(answer.total)
+        for name, count in answer.cells.items():
+            few = (count > 0) & (count < least)
+            if few.any():
+                total[name] = np.where(few.reshape(-1, *([1] * (total[name].ndim - 1))), 0.0, total[name])
+        return total
 
     def refuse(self, kind: str, reason: str) -> RecordDict:
         """Pack a refusal; its text leaves too, so it stands in the log."""

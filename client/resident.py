@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 from oncofed.client.data.cohort import Cohort
-from oncofed.common.models.build import build_empty
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.build import Model, Sizes, build_empty
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 
@@ -21,17 +20,15 @@ class Resident:
 
     def __init__(self) -> None:
         self._model_key: Hashable = None
-        self._model: GeneMOE | None = None
+        self._model: Model | None = None
         self._panels: dict[Path, GenePanel] = {}
         self._cohorts: dict[Path, tuple[Hashable, Cohort]] = {}
 
-    def model(
-        self, study: Study, device: torch.device, genes: int, cancers: tuple[str, ...], intervals: int
-    ) -> GeneMOE:
+    def model(self, study: Study, sizes: Sizes, device: torch.device, phase: str) -> Model:
         """A model of that shape with whatever weights it had before."""
-        key = (study.model, device, genes, cancers, intervals)
+        key = (study.model, study.task.kind, study.pretraining, study.training.first_layer, sizes, device, phase)
         if self._model is None or self._model_key != key:
-            self._model = build_empty(study, device, genes=genes, cancers=cancers, intervals=intervals)
+            self._model = build_empty(study, sizes, device, phase=phase)
             self._model_key = key
         return self._model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import logging
 import os
 import re
@@ -14,22 +14,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, gene_names, open_cohort
 from oncofed.client.data.read import read_clinical
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.data.units import FAMILY
 from oncofed.client.device import choose_device, describe
+from oncofed.client.release import Answer
 from oncofed.client.resident import Resident
-from oncofed.client.train import Batch, patient_losses, train_locally
+from oncofed.client.train import train_locally
 from oncofed.common import wire
-from oncofed.common.blocks import Sum
+from oncofed.common.blocks import Sum, part
+from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
-from oncofed.common.metrics import survival_sums
-from oncofed.common.models.build import set_weights
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
-from oncofed.common.splits import ALL_PATIENTS, seed_from
-from oncofed.common.study import Study
+from oncofed.common.scaling import NUMBERS, Scaling, groups, moments, power_moments
+from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation, seed_from
+from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid, event_table
 
 log = logging.getLogger("oncofed.client")
@@ -37,7 +39,7 @@ log = logging.getLogger("oncofed.client")
 
 @dataclass(frozen=True)
 class Session:
-    """A validated request at a site. Arrays of a request: `mean`, `sd` (panel scaling) and `weights/<parameter>`."""
+    """A validated request at a site. Arrays of a request: `scaling/*`, `covariate_mean`, `covariate_sd`, `weights/*`, `load/*`."""
 
     ask: wire.Config
     arrays: Sum
@@ -56,10 +58,17 @@ class Session:
             study = Study.from_json(str(ask["study_json"]))
         except (ValueError, KeyError) as error:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
-        fold, round_ = ask.get("fold", 0), ask.get("round", 0)
-        known = set(range(study.splits.folds)) | ({ALL_PATIENTS} if study.splits.refit else set())
-        if fold not in known or not isinstance(round_, int) or not 0 <= round_ <= study.training.rounds:
-            raise Refusal(f"site {site.name}: fold {fold!r}, round {round_!r} is not part of the study in the message")
+        fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
+        known = set(range(study.splits.count)) | ({ALL_PATIENTS} if study.splits.refit else set())
+        if (
+            fold not in known
+            or phase not in study.phases
+            or not isinstance(round_, int)
+            or not 0 <= round_ <= study.steps(str(phase)).rounds
+        ):
+            raise Refusal(
+                f"site {site.name}: fold {fold!r}, phase {phase!r}, round {round_!r} is not part of the study in the message"
+            )
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device)
@@ -73,11 +82,16 @@ class Session:
         return int(self.ask.get("round", 0))  # type: ignore[arg-type]
 
     @property
+    def phase(self) -> str:
+        return str(self.ask.get("phase", TRAIN))
+
+    @property
     def stamp(self) -> wire.Config:
         """What every answer repeats, so that the server can refuse an answer to another question."""
         return {
             "study": self.study.name,
             "fold": self.fold,
+            "phase": self.phase,
             "round": self.round,
             "panel_hash": str(self.ask.get("panel_hash", "")),
         }
@@ -90,7 +104,7 @@ class Session:
 
     def greeting(self) -> wire.Config:
         """Genes, cancer types and unit family. Counts of patients do not leave with it."""
-        clinical = read_clinical(self.site)
+        clinical = read_clinical(self.site, outcome=self.study.task.kind == "survival")
         return {
             "genes": gene_names(self.site, self.work),
             "cancers": sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist()),
@@ -129,19 +143,24 @@ class Session:
 
     @cached_property
     def cohort(self) -> Cohort:
-        key = cohort_key(self.site, self.panel, self.cancers, self.study.splits.folds, self.study.seed)
-        return self.resident.cohort(
-            self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel, self.cancers)
-        )
+        key = cohort_key(self.site, self.study, self.panel, self.cancers)
+        cohort = self.resident.cohort(self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel))
+        return in_site_folds(cohort, self.study, self.site.name)
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """`train`, `validation` or `test` for each patient of the cohort."""
+        return split_names(self.cohort, self.study, self.fold, self.site.name)
 
     def training_cohort(self) -> Cohort:
-        chosen = self.cohort.select(self.cohort.fold != self.fold)
+        chosen = self.cohort.select(self.split == "train")
         if not len(chosen):
             raise Refusal(f"site {self.site.name}: no training patient in fold {self.fold}")
         return chosen
 
-    def test_cohort(self) -> Cohort:
-        return self.cohort.select(self.cohort.fold == self.fold)
+    def scored_cohort(self) -> Cohort:
+        """The held-out patients, or those kept aside to choose the round."""
+        return self.cohort.select(self.split == ("validation" if self.ask.get("validation") else "test"))
 
     def missing_genes(self, cohort: Cohort) -> int:
         """Genes of the panel without any value here; they are filled with the federation's mean."""
@@ -166,77 +185,95 @@ class Session:
         return describe(self.device)
 
     @cached_property
-    def grid(self) -> TimeGrid:
-        return TimeGrid(tuple(float(s) for s in self.ask["grid"]))  # type: ignore[union-attr]
+    def lens(self) -> Lens:
+        grid = TimeGrid(tuple(float(s) for s in self.ask["grid"]))  # type: ignore[union-attr]
+        covariates = self.arrays["covariate_mean"], self.arrays["covariate_sd"]
+        return Lens(Scaling.of(self.arrays), covariates, grid)
 
     @cached_property
-    def model(self) -> GeneMOE:
-        return self.resident.model(self.study, self.device, len(self.panel), self.cancers, len(self.grid))
+    def model(self) -> Model:
+        covariates = len(input_names(self.study.panel.covariates))
+        sizes = Sizes(len(self.panel), self.cancers, len(self.lens.grid), covariates)
+        return self.resident.model(self.study, sizes, self.device, self.phase)
 
     def batch(self, cohort: Cohort) -> Batch:
-        return Batch.of(cohort, self.arrays["mean"], self.arrays["sd"], self.grid, self.device)
+        return Batch.of(cohort, self.lens, self.device)
 
     @cached_property
     def weights(self) -> Sum:
-        return {
-            name.removeprefix("weights/"): value for name, value in self.arrays.items() if name.startswith("weights/")
-        }
+        return part("weights/", self.arrays)
 
     # -- what the handlers do ------------------------------------------------------------------------------------------
 
-    def statistics(self, cohort: Cohort) -> Sum:
-        """`n, sum, squares [G]` over present values and `events, exposure [C, public edges]`."""
+    def statistics(self) -> Answer:
+        """Sums over training patients: first moments of genes and covariates and event tables, then moments of powers."""
+        cohort = self.training_cohort()
+        count = len(self.cancers) if self.study.scale_by_cancer else 1
+        group = groups(cohort.cancer, count > 1)
+        cells = np.bincount(group, minlength=count)
+        if self.ask.get("powers"):
+            total = power_moments(cohort.x_NG, group, Scaling.of(self.arrays))
+            return Answer({}, total, len(cohort), dict.fromkeys(total, cells), NUMBERS)
+        genes = moments(cohort.x_NG, group, count)
+        covariates = moments(cohort.v_NV, np.zeros(len(cohort), dtype=np.int64), 1)
         events, exposure = event_table(cohort.time, cohort.event, cohort.cancer, len(self.cancers))
-        return cohort.gene_sums() | {"events": events, "exposure": exposure}
+        total = (
+            genes | {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
+        )
+        config: wire.Config = {"missing_genes": self.missing_genes(cohort)}
+        return Answer(config, total, len(cohort), dict.fromkeys(genes, cells), len(genes))
 
-    def train(self, cohort: Cohort) -> tuple[Sum, float, float]:
-        """Training sum, mean loss, and the seconds that the local steps took."""
-        load = {name.removeprefix("load/"): value for name, value in self.arrays.items() if name.startswith("load/")}
+    def train(self) -> Answer:
+        """The local steps of a round: training sum, mean loss, and the seconds that they took."""
+        cohort, t = self.training_cohort(), self.study.steps(self.phase)
         model, batch = self.model, self.batch(cohort)
         if self.round <= 1:
             log.info("%s: trains %d patients on %s", self.site.name, len(cohort), self.device_name)
-        seed = seed_from(self.study.seed, "train", self.fold, self.round, self.site.name)
+        seed = seed_from(self.study.seed, self.phase, self.fold, self.round, self.site.name)
         begin = time.perf_counter()
-        total, loss = train_locally(model, self.weights, batch, self.study, round_=self.round, seed=seed, load=load)
-        return total, loss, time.perf_counter() - begin
+        total, loss = train_locally(
+            model,
+            self.weights,
+            batch,
+            self.study,
+            phase=self.phase,
+            round_=self.round,
+            seed=seed,
+            load=part("load/", self.arrays),
+        )
+        seconds = time.perf_counter() - begin
+        seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
+        config: wire.Config = {
+            "loss": loss,
+            "patients": len(cohort),
+            "seconds": seconds,
+            "device": self.device_name,
+        }
+        return Answer(config, total, seen)
 
-    def evaluate(self, cohort: Cohort) -> Sum:
-        """Sums by cancer type: patients, events, loss, pair counts within the site, gate mass of each mixture."""
-        risk, loss, shares = self._score(cohort)
-        total = survival_sums(risk, cohort.time, cohort.event, loss, cohort.cancer, len(self.cancers))
-        for group, share in shares.items():
-            table = np.zeros((len(self.cancers), share.shape[1]))
-            np.add.at(table, cohort.cancer, share)
-            total[f"routing/{group}"] = table
-        if self.ask.get("final"):
-            self._write_predictions()
-        return total
 
-    def _score(self, cohort: Cohort) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Risk `[N]`, loss `[N]` and gates by mixture, without noise."""
-        model = self.model
-        set_weights(model, self.weights)
-        model.eval()
-        batch = self.batch(cohort)
-        with torch.no_grad():
-            output = model(batch.x_BG, batch.cancer_B)
-            loss = patient_losses(model, output, batch)
-        as_array = {group: share.double().cpu().numpy() for group, share in output.shares.items()}
-        return output.risk.double().cpu().numpy(), loss.double().cpu().numpy(), as_array
+def in_site_folds(cohort: Cohort, study: Study, site: str) -> Cohort:
+    """The cohort with its folds, or, where whole sites are held out, with the site's number for all its patients."""
+    sites = study.splits.held_out_sites
+    if not sites:
+        return cohort
+    fold = sites.index(site) if site in sites else NEVER
+    return dataclasses.replace(cohort, fold=np.full(len(cohort), fold))
 
-    def _write_predictions(self) -> None:
-        """Risks of the site's own patients, in a file that stays at the site."""
-        risk, _, _ = self._score(self.cohort)
-        c = self.cohort
-        file = self.work / "predictions" / self.study.name / f"fold-{self.fold}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(["patient", "cancer_type", "time_months", "event", "split", "risk"])
-            for i in range(len(c)):
-                split = "test" if c.fold[i] == self.fold else "train"
-                writer.writerow(
-                    [c.patient[i], self.cancers[c.cancer[i]], c.time[i], c.event[i], split, repr(float(risk[i]))]
-                )
-        os.replace(temporary, file)
+
+def split_names(cohort: Cohort, study: Study, fold: int, site: str) -> np.ndarray:
+    """`train`, `validation` or `test` for each patient of a site's cohort in a fold."""
+    names = np.where(cohort.fold == fold, "test", "train").astype("<U10")
+    rows = np.flatnonzero(names == "train")
+    c = cohort
+    aside = choose_validation(
+        c.patient[rows],
+        c.cancer[rows],
+        c.event[rows],
+        share=study.splits.validation,
+        seed=study.seed,
+        fold=fold,
+        site=site,
+    )
+    names[rows[aside]] = "validation"
+    return names

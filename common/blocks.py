@@ -58,6 +58,16 @@ class Blocks:
         return rows.reshape(-1, *([1] * (ndim - 1)))
 
 
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Sum:
+    """The arrays with `prefix` before their names: how several kinds travel in one message or lie in one file."""
+    return {prefix + name: value for name, value in arrays.items()}
+
+
+def part(prefix: str, arrays: Mapping[str, np.ndarray]) -> Sum:
+    """The inverse of `under`: the arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
 def all_finite(value: np.ndarray) -> bool:
     """Whether an array holds no NaN and no infinity: one pass and no copy where all is well."""
     flat = value.reshape(-1)

@@ -56,3 +56,25 @@ def mean_within_cancer(concordant: np.ndarray, comparable: np.ndarray) -> float:
     """Mean over cancer types of the C-index; types without comparable pairs do not count."""
     known = comparable > 0
     return float((concordant[known] / comparable[known]).mean()) if known.any() else float("nan")
+
+
+def confusion_sums(label: np.ndarray, chosen: np.ndarray, loss: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """One site's classification: `confusion [C, C]` (true class in rows), and patients and loss by true class `[C]`."""
+    confusion = np.zeros((classes, classes))
+    np.add.at(confusion, (label, chosen), 1.0)
+    by_class = np.zeros(classes)
+    np.add.at(by_class, label, loss)
+    return {"confusion": confusion, "patients": confusion.sum(1), "loss": by_class}
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Mean over classes with patients of F1 = 2 TP / (2 TP + FP + FN); NaN without any."""
+    hit, row, column = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    known = row > 0
+    f1 = np.divide(2 * hit, row + column, out=np.zeros_like(hit), where=row + column > 0)
+    return float(f1[known].mean()) if known.any() else float("nan")
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """Share of patients whose class was chosen; NaN without any."""
+    return float(np.trace(confusion) / confusion.sum()) if confusion.sum() else float("nan")

@@ -9,6 +9,9 @@ import numpy as np
 ALL_PATIENTS = -1
 """The fold number of a refit: every patient trains, none is held out."""
 
+NEVER = -2
+"""The fold of a patient who is never held out: of a site that is not among `splits.held_out_sites`."""
+
 
 def seed_from(*parts: object) -> int:
     """A 63-bit seed from names and numbers, the same on every machine (unlike `hash`)."""
@@ -31,3 +34,13 @@ def deal_folds(
         rows = rows[np.argsort(order[rows], kind="stable")]
         fold[rows] = (np.arange(len(rows)) + seed_from(seed, "start", site, *stratum)) % folds
     return fold
+
+
+def choose_validation(
+    patients: np.ndarray, cancer: np.ndarray, event: np.ndarray, *, share: float, seed: int, fold: int, site: str
+) -> np.ndarray:
+    """Booleans `[patients]`: who of a fold's training patients is kept aside to choose the round, dealt like the folds."""
+    if not share:
+        return np.zeros(len(patients), dtype=bool)
+    inner = seed_from(seed, "validation", fold)
+    return deal_folds(patients, cancer, event, folds=max(2, round(1 / share)), seed=inner, site=site) == 0

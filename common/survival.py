@@ -15,6 +15,9 @@ from torchsurv.loss.cox import neg_partial_log_likelihood
 PUBLIC_EDGES = np.concatenate([np.arange(0, 24, 1), np.arange(24, 120, 3), np.arange(120, 361, 12)]).astype(np.float64)
 """Candidate interval starts in months, fixed and public: monthly to 2 years, quarterly to 10, yearly to 30."""
 
+RISK_EDGES = np.arange(-500, 501, 5) / 100.0
+"""Edges of the public bins in which log hazards are counted: 0.05 wide, from -5 to 5."""
+
 
 @dataclass(frozen=True)
 class TimeGrid:

@@ -15,10 +15,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the meaning of a message changes; sites and server must agree."""
 
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
+EXPLAIN = "query.explain"
 
 Config = dict[str, bool | int | float | str | list[str] | list[float]]
 

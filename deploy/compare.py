@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from oncofed.common.metrics import bootstrap_concordance, concordance_index, pai
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
-from oncofed.deploy.reference import Pool, predict_local, predict_pooled, predict_ridge
+from oncofed.deploy.reference import Pool, predict_local, predict_pooled
+from oncofed.deploy.ridge import INNER, predict_ridge
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 from oncofed.server.checkpoint import load_arrays
 from oncofed.server.progress import progress_bar
 
-METHODS = ("pooled", "local", "ridge", "fedavg")
+METHODS = ("pooled", "local", "ridge", "ridge-own", "ridge-powers", "fedavg")
+"""ridge-own: each cancer's own coefficients beside shared ones; ridge-powers: that, on the federation's scale of genes."""
+
 DRAWS = 500
 CURVE_MONTHS = np.arange(0, 121, 3, dtype=np.float64)
 
@@ -88,13 +92,18 @@ def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.
     pool = Pool.open(
         sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]), set(run.predictions["site"])
     )
-    predict: Callable[..., pd.DataFrame] = {"pooled": predict_pooled, "local": predict_local, "ridge": predict_ridge}[
-        method
-    ]
-    ticks = {"pooled": study.training.rounds, "local": len(pool.cohorts), "ridge": 4}[method] * len(folds)
+    predict: dict[str, Callable[..., pd.DataFrame]] = {
+        "pooled": predict_pooled,
+        "local": predict_local,
+        "ridge": predict_ridge,
+        "ridge-own": partial(predict_ridge, own=True),
+        "ridge-powers": partial(predict_ridge, own=True, powers=True),
+    }
+    rounds = sum(study.steps(phase).rounds for phase in study.phases)
+    ticks = {"pooled": rounds, "local": len(pool.cohorts)}.get(method, INNER) * len(folds)
     with progress_bar() as progress:
         bar = progress.add_task(method, total=ticks)
-        parts = [predict(pool, study, fold, lambda: progress.advance(bar)) for fold in folds]
+        parts = [predict[method](pool, study, fold, lambda: progress.advance(bar)) for fold in folds]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -15,7 +15,8 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import write_text
-from oncofed.server.fold import FoldRun, greeting
+from oncofed.server.fold import FoldRun
+from oncofed.server.inquiry import greeting
 from oncofed.server.progress import progress_bar
 from oncofed.server.roster import Roster
 
@@ -45,8 +46,11 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
     roster.gather(study.aggregation.min_sites, greeting(study))
     cancers, panel = agree(study, roster)
+    absent = [site for site in study.splits.held_out_sites if site not in roster.sites]
+    if absent:
+        raise ValueError(f"splits.held_out_sites = {absent} are not in the federation; its sites are {roster.sites}")
     log.info("%d sites, %d cancer types, %d genes (panel %s)", len(roster.hellos), len(cancers), len(panel), panel.hash)
-    folds = list(study.splits.only or range(study.splits.folds)) + ([ALL_PATIENTS] if study.splits.refit else [])
+    folds = list(study.splits.only or range(study.splits.count)) + ([ALL_PATIENTS] if study.splits.refit else [])
     results: dict[str, Any] = {
         "study": study.model_dump(mode="json"),
         "package": wire.package_version(),
@@ -58,7 +62,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
         "left_out": roster.left_out,
     }
     with progress_bar() as progress:
-        bar = progress.add_task("federation", total=len(folds) * study.training.rounds)
+        rounds = sum(study.steps(phase).rounds for phase in study.phases)
+        bar = progress.add_task("federation", total=len(folds) * rounds)
 
         def advance(news: str) -> None:
             log.info("%s", news)
@@ -66,7 +71,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
 
         for fold in folds:
             results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out).run(advance))
-            progress.update(bar, completed=len(results["folds"]) * study.training.rounds)
+            progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
     return results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -102,10 +102,11 @@ class Roster:
         arrays: Sum | None,
         *,
         round_: int,
+        concerns: Callable[[str], bool] = lambda site: True,
     ) -> Iterator[Answer]:
-        """Send one question to every site and yield good answers as they arrive; the others are logged with their reason."""
+        """Send one question to the sites that it concerns and yield good answers as they arrive; others are logged with their reason."""
         content = wire.request(config, arrays)
-        nodes = sorted(self.hellos, key=self.name)
+        nodes = sorted((n for n in self.hellos if concerns(self.name(n))), key=self.name)
         messages = [Message(content, n, kind, ttl=self.timeout_s, group_id=str(round_)) for n in nodes]
         size = _size(content)
         self.sent += size * len(messages)

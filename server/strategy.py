@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from oncofed.common.blocks import EVIDENCE, Blocks, Sum
+from oncofed.common.blocks import EVIDENCE, Blocks, Sum, part, under
+from oncofed.common.models.build import Model, get_weights, trainable
+from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
 from oncofed.server.optimizer import ServerOptimizer
@@ -28,16 +30,22 @@ class RoundSummary:
     sites: list[str]
     seconds_at_sites: float
     devices: dict[str, str]
+    site_evidence: dict[str, np.ndarray]
 
 
 @dataclass
 class EvidenceStrategy:
-    """The global weights, the server optimiser, and the share of each expert in the federation (`load`)."""
+    """The global weights, the server optimiser, and the share of each expert in the federation (`load`).
+
+    Of `weights` the `trainable` ones move; the others travel to the sites and stay as they are.
+    """
 
     settings: Aggregation
     blocks: Blocks
     weights: Sum
     mixtures: dict[str, int]
+    removable: dict[str, int]
+    trainable: frozenset[str]
     optimizer: ServerOptimizer = field(init=False)
     load: dict[str, np.ndarray] = field(init=False)
 
@@ -45,16 +53,24 @@ class EvidenceStrategy:
         self.optimizer = ServerOptimizer(self.settings, self.blocks)
         self.load = {group: np.full(n, 1.0 / n) for group, n in self.mixtures.items()}
 
+    @classmethod
+    def of(cls, settings: Aggregation, model: Model) -> EvidenceStrategy:
+        """The strategy for a model, from its weights."""
+        weights = {name: np.array(value) for name, value in get_weights(model).items()}
+        removable = model.removable() if isinstance(model, GeneMOE) else {}
+        return cls(settings, model.blocks(), weights, model.mixtures(), removable, trainable(model))
+
     def arrays(self) -> Sum:
         """What every site gets: weights, and the load of the round before as constants of the balance loss."""
-        return {f"weights/{n}": v for n, v in self.weights.items()} | {f"load/{g}": v for g, v in self.load.items()}
+        return under("weights/", self.weights) | under("load/", self.load)
 
     def aggregate(self, answers: Iterable[Answer], round_: int, roster: Roster) -> RoundSummary:
         """Add answers as they arrive, divide by evidence, step. A bad answer is left out by name; too few raise."""
-        shapes = {n: v.shape for n, v in self.weights.items()} | {EVIDENCE: (len(self.blocks.names),)}
+        shapes = {n: self.weights[n].shape for n in self.trainable} | {EVIDENCE: (len(self.blocks.names),)}
         accumulator = Accumulator(shapes, UPDATE_BITS)
         losses: dict[str, tuple[float, float, float]] = {}
         devices: dict[str, str] = {}
+        site_evidence: dict[str, np.ndarray] = {}
         for answer in answers:
             try:  # all of an answer is read before any of it is added
                 told = _told(answer)
@@ -64,6 +80,7 @@ class EvidenceStrategy:
                 continue
             losses[answer.site] = told
             devices[answer.site] = str(answer.config.get("device", ""))
+            site_evidence[answer.site] = np.array(answer.arrays[EVIDENCE])
         if accumulator.count < self.settings.min_sites:
             reasons = [
                 f"{x['site']}: {x['reason']}" for x in roster.left_out if x["round"] == round_ and x["kind"] == "train"
@@ -76,11 +93,12 @@ class EvidenceStrategy:
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
         loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum())
-        return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()), devices)
+        return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()), devices, site_evidence)
 
     def step(self, mean: Sum, evidence: np.ndarray) -> dict[str, float]:
         """Move the global weights by the mean change; returns the evidence by block's name."""
-        self.weights = self.optimizer.step(self.weights, mean, evidence)
+        moving = {name: value for name, value in self.weights.items() if name in self.trainable}
+        self.weights = self.weights | self.optimizer.step(moving, mean, evidence)
         by_block = dict(zip(self.blocks.names, evidence.tolist(), strict=True))
         self._update_load(by_block)
         return by_block
@@ -95,25 +113,24 @@ class EvidenceStrategy:
 
     def state(self) -> Sum:
         """Everything that the next round depends on."""
-        state = {f"weights/{n}": v for n, v in self.weights.items()} | {f"load/{g}": v for g, v in self.load.items()}
-        for name, parts in self.optimizer.state.items():
-            state |= {f"optimizer/{name}/{part}": v for part, v in parts.items()}
+        state = self.arrays()
+        for name, moments in self.optimizer.state.items():
+            state |= under(f"optimizer/{name}/", moments)
         return state
 
     def restore(self, state: Sum) -> None:
         """Continue from `state`; raises where it belongs to another model."""
-        weights = {n.removeprefix("weights/"): v for n, v in state.items() if n.startswith("weights/")}
+        weights = part("weights/", state)
         if {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in self.weights.items()}:
             raise ValueError(
                 "the checkpoint belongs to another model; resume with the study that wrote it, or choose another runtime.out"
             )
         self.weights = weights
-        self.load = {n.removeprefix("load/"): v for n, v in state.items() if n.startswith("load/")}
+        self.load = part("load/", state)
         self.optimizer.state = {}
-        for key, value in state.items():
-            if key.startswith("optimizer/"):
-                name, _, part = key.removeprefix("optimizer/").rpartition("/")
-                self.optimizer.state.setdefault(name, {})[part] = value
+        for key, value in part("optimizer/", state).items():
+            name, _, moment = key.rpartition("/")
+            self.optimizer.state.setdefault(name, {})[moment] = value
 
 
 def _told(answer: Answer) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,22 +19,28 @@ import pandas as pd
 from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import CLINICAL, EXPRESSION, SiteFolder
 from oncofed.client.data.units import harmonise
+from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import deal_folds
+from oncofed.common.study import Study
 
-FORMAT = 1
+log = logging.getLogger("oncofed.client")
+
+FORMAT = 2
 """Raised when the meaning of the cached arrays changes."""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Patients of one site, or of several put together: N patients, G genes of the panel.
+    """Patients of one site, or of several put together: N patients, G genes of the panel, V covariate inputs.
 
-    `x_NG` is harmonised but not standardised, NaN where a value or gene is missing; times are in months.
+    `x_NG` and `v_NV` are not standardised yet, NaN where a value or gene is missing; times are in months, and with the
+    events 0 where a study has no outcome.
     """
 
     x_NG: np.ndarray
+    v_NV: np.ndarray
     time: np.ndarray
     event: np.ndarray
     cancer: np.ndarray
@@ -52,52 +59,45 @@ class Cohort:
         """All patients of several cohorts of the same panel (simulation only: no one may do this with real sites)."""
         return cls(*(np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(cls)))
 
-    def gene_sums(self) -> dict[str, np.ndarray]:
-        """`n, sum, squares [G]` over present values, float64: what scaling is made of."""
-        x = np.asarray(self.x_NG, dtype=np.float64)
-        present = ~np.isnan(x)
-        filled = np.where(present, x, 0.0)
-        return {"n": present.sum(0).astype(np.float64), "sum": filled.sum(0), "squares": np.square(filled).sum(0)}
-
-    def standardised(self, mean_G: np.ndarray, sd_G: np.ndarray) -> np.ndarray:
-        """Expression with the federation's mean and deviation, float32 `[N, G]`; a missing value becomes the mean, 0."""
-        x = np.subtract(self.x_NG, mean_G.astype(np.float32))
-        x /= sd_G.astype(np.float32)
-        return np.nan_to_num(x, copy=False, nan=0.0)
-
 
 @dataclass(frozen=True)
 class CohortKey:
-    """What a prepared cohort depends on: the site's files, the panel, the cancer types and the folds."""
+    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds."""
 
     files: str
     panel: str
     cancers: tuple[str, ...]
+    covariates: tuple[str, ...]
+    outcome: bool
     folds: int
     seed: int
 
     @property
     def name(self) -> str:
-        text = json.dumps([self.files, self.panel, self.cancers, self.folds, self.seed])
+        text = json.dumps([getattr(self, f.name) for f in fields(self)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cohort_key(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> CohortKey:
+def cohort_key(site: SiteFolder, study: Study, panel: GenePanel, cancers: tuple[str, ...]) -> CohortKey:
     """The key of a site's cohort as its files stand now."""
-    return CohortKey(_fingerprint(site), panel.hash, cancers, folds, seed)
+    outcome = study.task.kind == "survival"
+    return CohortKey(
+        _fingerprint(site), panel.hash, cancers, study.panel.covariates, outcome, study.splits.folds, study.seed
+    )
 
 
-def open_cohort(key: CohortKey, site: SiteFolder, work: Path, panel: GenePanel, cancers: tuple[str, ...]) -> Cohort:
+def open_cohort(key: CohortKey, site: SiteFolder, work: Path, panel: GenePanel) -> Cohort:
     """The prepared cohort from the cache, or prepared now and written there atomically."""
     folder = work / "cohorts" / key.name
     if not folder.exists():
-        _write(prepare(site, panel, cancers, key.folds, key.seed), folder)
+        _write(prepare(site, panel, key), folder)
     return _load(folder)
 
 
-def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds: int, seed: int) -> Cohort:
+def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     """Read, harmonise and order by patient; patients without expression, outcome or a studied cancer type take no part."""
-    clinical = read_clinical(site)
+    cancers = key.cancers
+    clinical = read_clinical(site, outcome=key.outcome)
     clinical = (
         clinical[clinical["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
     )
@@ -105,9 +105,12 @@ def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds:
         raise Refusal(
             f"site {site.name}: {int(clinical.index.duplicated().sum())} duplicate patients in the clinical table; run `oncofed site check`"
         )
-    time = pd.to_numeric(clinical["time"], errors="coerce") * site.description.months_per_unit
-    event = pd.to_numeric(clinical["event"], errors="coerce")
-    usable = (time > 0) & event.isin([0, 1]) & clinical["cancer_type"].isin(cancers)
+    usable = clinical["cancer_type"].isin(cancers)
+    time = event = pd.Series(0.0, index=clinical.index)
+    if key.outcome:
+        time = pd.to_numeric(clinical["time"], errors="coerce") * site.description.months_per_unit
+        event = pd.to_numeric(clinical["event"], errors="coerce")
+        usable &= (time > 0) & event.isin([0, 1])
     expression = read_expression(site, clinical.index)
     if expression.index.duplicated().any() or expression.columns.duplicated().any():
         raise Refusal(
@@ -116,7 +119,8 @@ def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds:
     patients = sorted(clinical.index[usable].intersection(expression.index))
     if not patients:
         raise Refusal(
-            f"site {site.name}: no patient has outcome, expression and one of the study's cancer types; run `oncofed site check`"
+            f"site {site.name}: no patient has {'outcome, ' if key.outcome else ''}expression and one of the study's cancer types; "
+            "run `oncofed site check`"
         )
     try:
         values = expression.loc[patients].to_numpy(dtype=np.float64, na_value=np.nan)
@@ -133,15 +137,40 @@ def prepare(site: SiteFolder, panel: GenePanel, cancers: tuple[str, ...], folds:
     cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
     names = np.array(patients, dtype=str)
     events = event.loc[patients].to_numpy(dtype=np.int64)
-    fold = deal_folds(names, rows["cancer_type"].to_numpy(dtype=str), events, folds=folds, seed=seed, site=site.name)
-    return Cohort(x, time.loc[patients].to_numpy(dtype=np.float64), events, cancer, fold, names)
+    codes = rows["cancer_type"].to_numpy(dtype=str)
+    fold = deal_folds(names, codes, events, folds=key.folds, seed=key.seed, site=site.name)
+    v = encode_covariates(rows, key.covariates, site.name)
+    return Cohort(x, v, time.loc[patients].to_numpy(dtype=np.float64), events, cancer, fold, names)
+
+
+def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str) -> np.ndarray:
+    """Covariate inputs `[N, V]` of clinical rows, NaN where a value is missing, no number or none of the levels."""
+    columns = []
+    for c in parse_covariates(covariates):
+        if c.column not in rows.columns:
+            log.warning("%s: no clinical column '%s'; it is taken as unknown for all patients", site, c.column)
+            columns += [np.full(len(rows), np.nan)] * len(c.inputs)
+        elif not c.levels:
+            values = pd.to_numeric(rows[c.column], errors="coerce").to_numpy(dtype=np.float64, copy=True)
+            values[np.isinf(values)] = np.nan
+            columns.append(values)
+        else:
+            text = rows[c.column].astype("string").str.strip().str.lower()
+            known = text.isin([level.lower() for level in c.levels]).to_numpy(dtype=bool, na_value=False)
+            other = int((text.notna().to_numpy() & ~known).sum())
+            if other:
+                log.warning("%s: %d values of '%s' are none of %s; taken as unknown", site, other, c.column, c.levels)
+            for level in c.levels[1:]:
+                is_level = (text == level.lower()).to_numpy(dtype=np.float64, na_value=np.nan)
+                columns.append(np.where(known, is_level, np.nan))
+    return np.array(columns, dtype=np.float32).T.reshape(len(rows), len(columns))
 
 
 def gene_names(site: SiteFolder, work: Path) -> list[str]:
     """Genes of the site's expression table, remembered so that a greeting need not read the table."""
     file = work / f"genes-{_fingerprint(site)}.json"
     if not file.exists():
-        clinical = read_clinical(site)
+        clinical = read_clinical(site, outcome=False)
         genes = [str(g) for g in read_expression(site, pd.Index(clinical["patient"].dropna().astype(str))).columns]
         work.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")

@@ -9,7 +9,8 @@ import pandas as pd
 from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
 from oncofed.common.errors import Refusal
 
-REQUIRED = ("patient", "cancer_type", "time", "event")
+OUTCOME = ("time", "event")
+REQUIRED = ("patient", "cancer_type", *OUTCOME)
 
 
 def read_table(path: Path, **csv: Any) -> pd.DataFrame:
@@ -24,17 +25,21 @@ def read_table(path: Path, **csv: Any) -> pd.DataFrame:
         ) from None
 
 
-def read_clinical(site: SiteFolder) -> pd.DataFrame:
-    """The clinical table with patients as text in a column `patient`; raises on a missing file or column."""
+def read_clinical(site: SiteFolder, *, outcome: bool = True) -> pd.DataFrame:
+    """The clinical table with patients as text in a column `patient`; raises on a missing file or column.
+
+    Without `outcome`, as for classification or for new patients, time and event may be absent.
+    """
+    required = REQUIRED if outcome else REQUIRED[:2]
     path = site.find(CLINICAL)
     if path is None:
         raise Refusal(
-            f"site {site.name}: no clinical table; add {' or '.join(CLINICAL)} with columns {', '.join(REQUIRED)}"
+            f"site {site.name}: no clinical table; add {' or '.join(CLINICAL)} with columns {', '.join(required)}"
         )
     table = read_table(path, dtype={"patient": str}, low_memory=False)
     if "patient" not in table.columns and table.index.name == "patient":
         table = table.reset_index()
-    missing = [c for c in REQUIRED if c not in table.columns]
+    missing = [c for c in required if c not in table.columns]
     if missing:
         raise Refusal(
             f"site {site.name}: {path.name} lacks columns {missing} among its {table.shape[1]}; the first line must name them"

@@ -1,49 +1,112 @@
-"""From a study to a model: the one place that knows which model a study names."""
+"""From a study to a model: the one place that knows which model a phase of a study names."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.gene_moe import FIRST_LAYER, Encoder, EncoderSettings, GeneMOE
+from oncofed.common.models.heads import ClassHead, SurvivalHead
 from oncofed.common.splits import seed_from
-from oncofed.common.study import Study
+from oncofed.common.study import PRETRAIN, TRAIN, Study
+
+Model = GeneMOE | GeneAutoencoder
 
 
-def build_model(study: Study, *, genes: int, cancers: tuple[str, ...], intervals: int, fold: int = 0) -> GeneMOE:
-    """The study's model with its first weights, which depend on the study's seed and the fold alone."""
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's shape depends on beside the study: it is agreed when the federation has met."""
+
+    genes: int
+    cancers: tuple[str, ...]
+    intervals: int
+    covariates: int = 0
+
+
+def build_model(study: Study, sizes: Sizes, *, phase: str = TRAIN, fold: int = 0) -> Model:
+    """The model of a phase with its first weights, which depend on the study's seed and the fold alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(study.seed, "weights", fold))
-        return _gene_moe(study, genes, cancers, intervals)
+        return _build(study, sizes, phase)
 
 
-def build_empty(study: Study, device: torch.device, *, genes: int, cancers: tuple[str, ...], intervals: int) -> GeneMOE:
-    """The study's model with memory but no values, for weights that come by message: drawing them would cost more than a step."""
+def build_empty(study: Study, sizes: Sizes, device: torch.device, *, phase: str = TRAIN) -> Model:
+    """The model with memory but no values, for weights that come by message: drawing them would cost more than a step."""
     with torch.device("meta"):
-        model = _gene_moe(study, genes, cancers, intervals)
+        model = _build(study, sizes, phase)
     return model.to_empty(device=device)
 
 
-def _gene_moe(study: Study, genes: int, cancers: tuple[str, ...], intervals: int) -> GeneMOE:
+def _build(study: Study, sizes: Sizes, phase: str) -> Model:
+    model: Model
+    encoder = _encoder(study, sizes, adapters=phase == TRAIN and study.training.first_layer == "adapters")
+    if phase == PRETRAIN:
+        return GeneAutoencoder(encoder, sizes.genes, sizes.cancers, critic=study.pretraining.critic)
+    # A pre-trained encoder has features already: the head starts at 0, so that risks do.
+    scale = 0.0 if study.pretraining.rounds else 1.0
+    latent, covariates = encoder.settings.latent, sizes.covariates
+    head: SurvivalHead | ClassHead
+    if study.task.kind == "classification":
+        head = ClassHead(latent=latent, classes=len(sizes.cancers), covariates=covariates, scale=scale)
+    else:
+        head = SurvivalHead(
+            latent=latent,
+            cancers=len(sizes.cancers),
+            intervals=sizes.intervals,
+            own=study.model.cancer_head,
+            covariates=covariates,
+            scale=scale,
+        )
+    model = GeneMOE(encoder, head, sizes.cancers)
+    if study.training.first_layer in ("frozen", "adapters"):
+        for name, p in encoder.named_parameters():
+            p.requires_grad_(name not in FIRST_LAYER)
+    return model
+
+
+def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
     m = study.model
-    return GeneMOE(
-        genes=genes,
-        cancers=cancers,
-        intervals=intervals,
+    sees_cancer = m.gate_sees_cancer and study.task.kind != "classification"
+    settings = EncoderSettings(
+        **m.encoder(),
         dropout=m.dropout,
         input_dropout=m.input_dropout,
         gate_noise=m.gate_noise,
-        gate_sees_cancer=m.gate_sees_cancer,
         shared_expert=m.shared_expert,
-        first_layer_scale=m.first_layer_scale,
+        # A phase of reconstruction needs features at once; outcomes are learned best from zero risk (gene_moe.md 1.5).
+        first_layer_scale=1.0 if study.pretraining.rounds else m.first_layer_scale,
+        adapter_rank=study.training.adapter_rank if adapters else 0,
         dispatch=m.dispatch,
         expert_dtype=m.expert_dtype,
-        **m.encoder(),
+        cancers=len(sizes.cancers) if sees_cancer else 0,
     )
+    return Encoder(sizes.genes, settings)
+
+
+def transfer(weights: dict[str, np.ndarray], pretrained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """First weights of training with the encoder's replaced by the pre-trained ones; adapters keep theirs.
+
+    Raises `ValueError` where the pre-trained encoder is of another shape.
+    """
+    encoder = {n: v for n, v in pretrained.items() if n.startswith("encoder.")}
+    odd = [n for n, v in encoder.items() if n not in weights or weights[n].shape != v.shape]
+    if odd or not encoder:
+        raise ValueError(
+            f"the pre-trained encoder does not fit the model (parameters {odd[:3]}); pre-train again with the study's model"
+        )
+    return weights | encoder
 
 
 def get_weights(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Trainable parameters by name, float32, as views where the device allows. Models here hold no other state."""
+    """Parameters by name, float32, as views where the device allows. Models here hold no other state."""
     return {name: p.detach().cpu().numpy() for name, p in model.named_parameters()}
+
+
+def trainable(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters that training changes: only their changes travel back."""
+    return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
 
 def set_weights(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:

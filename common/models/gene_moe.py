@@ -7,90 +7,140 @@ merge linearly, and attention stays within a patient. Shapes: B patients, G gene
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from oncofed.common.blocks import Blocks
+from oncofed.common.models.heads import BY_CANCER, ClassHead, SurvivalHead
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer, NoisyTopKGate, balance_penalty, dropout
 from oncofed.common.models.output import ModelOutput
 from torch import Tensor, nn
 
-EXPERT, ATTENTION = "expert", "attention"
+EXPERT, ATTENTION, SHARED = "expert", "attention", "shared"
+
+Off = tuple[str, int]
+"""An expert to take out of the model: mixture and index; `("shared", 0)` is the expert that all patients pass."""
+
+FIRST_LAYER = ("experts.weight", "experts.bias", "shared.weight", "shared.bias")
+"""The encoder's parameters that see genes and hold nearly all of its numbers; the gate is not among them."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Sizes and switches of an encoder; `cancers` is 0 where the gate must not see the cancer type."""
+
+    width: int
+    latent: int
+    experts: int
+    top_k: int
+    attention_experts: int
+    attention_top_k: int
+    dropout: float
+    input_dropout: float
+    gate_noise: bool
+    shared_expert: bool
+    first_layer_scale: float
+    adapter_rank: int
+    dispatch: str
+    expert_dtype: str
+    cancers: int
+
+
+class Encoder(nn.Module):
+    """Expression `[B, G]` -> hidden `[B, D]` and latent mean `[B, Z]`, with the routing.
+
+    `dispatch` is `routed` (only the chosen experts), `dense` (all experts, for per-sample gradients). `expert_dtype`
+    bfloat16 runs the expert matrices under autocast; attention and heads stay in float32. Without experts it is a plain
+    multilayer perceptron: the shared expert alone.
+    """
+
+    def __init__(self, genes: int, s: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = s
+        first = partial(ExpertLayer, inputs=genes, outputs=s.width, scale=s.first_layer_scale, rank=s.adapter_rank)
+        self.gate = (
+            NoisyTopKGate(genes, s.experts, s.top_k, noise=s.gate_noise, cancers=s.cancers) if s.experts else None
+        )
+        self.experts = first(s.experts) if s.experts else None
+        self.shared = first(1) if s.shared_expert or not s.experts else None
+        self.attention_gate = (
+            NoisyTopKGate(s.width, s.attention_experts, s.attention_top_k, noise=s.gate_noise)
+            if s.attention_experts
+            else None
+        )
+        self.attention = AttentionExperts(s.attention_experts, s.width) if s.attention_experts else None
+        self.latent = nn.Linear(s.width, s.latent)
+        nn.init.xavier_normal_(self.latent.weight)
+        nn.init.zeros_(self.latent.bias)
+
+    def forward(
+        self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None = None, off: Off | None = None
+    ) -> ModelOutput:
+        """The latent mean as both `score` and `latent`. Training noise is drawn from `generator`; without one there is none."""
+        s = self.settings
+        group, index = off or ("", None)
+        shares: dict[str, Tensor] = {}
+        logits: dict[str, Tensor] = {}
+        x_BG = dropout(x_BG, s.input_dropout, generator)
+        h_BD = x_BG.new_zeros(len(x_BG), s.width)
+        if self.experts is not None and self.gate is not None:
+            gate_BE, logits[EXPERT] = self.gate(x_BG, cancer_B, generator, index if group == EXPERT else None)
+            h_BD = self._mix(self.experts, x_BG, gate_BE)
+            shares[EXPERT] = gate_BE
+        if self.shared is not None and group != SHARED:
+            h_BD = h_BD + self._mix(self.shared, x_BG, x_BG.new_ones(len(x_BG), 1))
+        h_BD = dropout(h_BD, s.dropout, generator)
+        if self.attention is not None and self.attention_gate is not None:
+            gate_BA, logits[ATTENTION] = self.attention_gate(
+                h_BD, cancer_B, generator, index if group == ATTENTION else None
+            )
+            h_BD = h_BD + self._mix(self.attention, h_BD, gate_BA)
+            shares[ATTENTION] = gate_BA
+        z_BZ = torch.tanh(self.latent(h_BD))
+        return ModelOutput(score=z_BZ, latent=h_BD, shares=shares, logits=logits)
+
+    def _mix(self, layer: ExpertLayer | AttentionExperts, x: Tensor, gate: Tensor) -> Tensor:
+        bf16 = self.settings.expert_dtype == "bfloat16"
+        context = torch.autocast(x.device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with context:
+            y = layer(x, gate) if self.settings.dispatch == "dense" else layer.forward_routed(x, gate)
+        return y.float()
+
+    def mixtures(self) -> dict[str, int]:
+        """Experts in each mixture, by its name in `ModelOutput.shares`."""
+        s = self.settings
+        return {group: n for group, n in ((EXPERT, s.experts), (ATTENTION, s.attention_experts)) if n}
+
+    def owner(self, name: str, rows: int, by_cancer: tuple[str, ...]) -> str | tuple[str, ...]:
+        """The block of one of the encoder's parameters: each expert its own, a cancer's gate row that cancer's."""
+        if name == "gate.cancer":
+            return by_cancer
+        for prefix, group in (("experts.", EXPERT), ("attention.", ATTENTION)):
+            if name.startswith(prefix):
+                return tuple(f"{group}/{e}" for e in range(rows))
+        return "trunk"
 
 
 class GeneMOE(nn.Module):
-    """Encoder with a survival head: expression `[B, G]` -> `ModelOutput`.
+    """Encoder and head: expression `[B, G]`, cancer type `[B]`, covariates `[B, V]` -> `ModelOutput`."""
 
-    `dispatch` is `routed` (only the chosen experts), `dense` (all experts, for per-sample gradients). `expert_dtype`
-    bfloat16 runs the expert matrices under autocast; attention and heads stay in float32.
-    """
-
-    def __init__(
-        self,
-        *,
-        genes: int,
-        cancers: tuple[str, ...],
-        intervals: int,
-        width: int,
-        latent: int,
-        experts: int,
-        top_k: int,
-        attention_experts: int,
-        attention_top_k: int,
-        dropout: float,
-        input_dropout: float,
-        gate_noise: bool,
-        gate_sees_cancer: bool,
-        shared_expert: bool,
-        first_layer_scale: float,
-        dispatch: str,
-        expert_dtype: str,
-    ) -> None:
+    def __init__(self, encoder: Encoder, head: SurvivalHead | ClassHead, cancers: tuple[str, ...]) -> None:
         super().__init__()
-        self.cancers, self.p_hidden, self.p_input = cancers, dropout, input_dropout
-        self.dispatch, self.expert_dtype = dispatch, expert_dtype
-        gate_cancers = len(cancers) if gate_sees_cancer else 0
-        self.gate = NoisyTopKGate(genes, experts, top_k, noise=gate_noise, cancers=gate_cancers)
-        self.experts = ExpertLayer(experts, genes, width)
-        self.shared = nn.Linear(genes, width) if shared_expert else None
-        with torch.no_grad():
-            self.experts.weight.mul_(first_layer_scale)
-            if self.shared is not None:
-                nn.init.xavier_normal_(self.shared.weight).mul_(first_layer_scale)
-                nn.init.zeros_(self.shared.bias)
-        self.attention_gate = (
-            NoisyTopKGate(width, attention_experts, attention_top_k, noise=gate_noise) if attention_experts else None
-        )
-        self.attention = AttentionExperts(attention_experts, width) if attention_experts else None
-        self.latent = nn.Linear(width, latent)
-        nn.init.xavier_normal_(self.latent.weight)
-        nn.init.zeros_(self.latent.bias)
-        # No bias: the baseline hazards carry the level, and under the partial likelihood its gradient is zero.
-        self.risk = nn.Linear(latent, 1, bias=False)
-        nn.init.xavier_normal_(self.risk.weight)
-        self.log_baseline = nn.Parameter(torch.zeros(len(cancers), intervals))
+        self.encoder, self.head, self.cancers = encoder, head, cancers
 
-    def _mix(self, layer: ExpertLayer | AttentionExperts, x: Tensor, gate: Tensor) -> Tensor:
-        bf16 = self.expert_dtype == "bfloat16"
-        context = torch.autocast(x.device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-        with context:
-            y = layer(x, gate) if self.dispatch == "dense" else layer.forward_routed(x, gate)
-        return y.float()
-
-    def forward(self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None = None) -> ModelOutput:
-        """Training noise is drawn from `generator`; without one the output is deterministic."""
-        x_BG = dropout(x_BG, self.p_input, generator)
-        gate_BE, clean_BE = self.gate(x_BG, cancer_B, generator)
-        h_BD = self._mix(self.experts, x_BG, gate_BE)
-        if self.shared is not None:
-            h_BD = h_BD + torch.tanh(self.shared(x_BG))
-        h_BD = dropout(h_BD, self.p_hidden, generator)
-        shares, logits = {EXPERT: gate_BE}, {EXPERT: clean_BE}
-        if self.attention is not None and self.attention_gate is not None:
-            gate_BA, clean_BA = self.attention_gate(h_BD, cancer_B, generator)
-            h_BD = h_BD + self._mix(self.attention, h_BD, gate_BA)
-            shares[ATTENTION], logits[ATTENTION] = gate_BA, clean_BA
-        z_BZ = torch.tanh(self.latent(h_BD))
-        return ModelOutput(risk=self.risk(z_BZ).squeeze(-1), latent=z_BZ, shares=shares, logits=logits)
+    def forward(
+        self,
+        x_BG: Tensor,
+        cancer_B: Tensor,
+        v_BV: Tensor,
+        generator: torch.Generator | None = None,
+        off: Off | None = None,
+    ) -> ModelOutput:
+        """Training noise is drawn from `generator`; without one the output is deterministic. `off` takes an expert out."""
+        encoded = self.encoder(x_BG, cancer_B, generator, off)
+        score = self.head(encoded.score, cancer_B, v_BV)
+        return ModelOutput(score=score, latent=encoded.score, shares=encoded.shares, logits=encoded.logits)
 
     def penalty(self, output: ModelOutput, load: dict[str, Tensor]) -> Tensor:
         """Balance loss `[B]` of both mixtures against the federation's load."""
@@ -98,20 +148,21 @@ class GeneMOE(nn.Module):
 
     def mixtures(self) -> dict[str, int]:
         """Experts in each mixture, by its name in `ModelOutput.shares`."""
-        sizes = {EXPERT: len(self.experts.weight)}
-        return sizes | ({ATTENTION: len(self.attention.query)} if self.attention is not None else {})
+        return self.encoder.mixtures()
+
+    def removable(self) -> dict[str, int]:
+        """Experts that can be taken out, by mixture; the shared one where there are others to go on with."""
+        shared = self.encoder.shared is not None and self.encoder.experts is not None
+        return self.mixtures() | ({SHARED: 1} if shared else {})
 
     def blocks(self) -> Blocks:
-        """Experts row by row, one baseline and one row of gate logits a cancer type, the rest as the trunk."""
+        """Experts row by row; one block a cancer type for its baseline, coefficients and gate row; the rest as the trunk."""
         owners: dict[str, str | tuple[str, ...]] = {}
         by_cancer = tuple(f"cancer/{c}" for c in self.cancers)
         for name, parameter in self.named_parameters():
-            if name in ("log_baseline", "gate.cancer"):
-                owners[name] = by_cancer
-            elif name.startswith("experts."):
-                owners[name] = tuple(f"{EXPERT}/{e}" for e in range(len(parameter)))
-            elif name.startswith("attention."):
-                owners[name] = tuple(f"{ATTENTION}/{e}" for e in range(len(parameter)))
+            part, _, inner = name.partition(".")
+            if part == "encoder":
+                owners[name] = self.encoder.owner(inner, len(parameter), by_cancer)
             else:
-                owners[name] = "trunk"
+                owners[name] = by_cancer if inner in BY_CANCER else "trunk"
         return Blocks(owners)

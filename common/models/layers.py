@@ -36,8 +36,13 @@ class NoisyTopKGate(nn.Module):
         self.noise = nn.Parameter(torch.zeros(inputs, experts)) if noise else None
         self.cancer = nn.Parameter(torch.zeros(cancers, experts)) if cancers else None
 
-    def forward(self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Gates `[B, E]` (zero outside the top k, rows sum to 1) and clean logits `[B, E]`."""
+    def forward(
+        self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None, off: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gates `[B, E]` (zero outside the top k, rows sum to 1) and clean logits `[B, E]`.
+
+        Expert `off` is never chosen: the next best takes its place, as if it had been taken out of the model.
+        """
         x_BG = self.norm(x_BG)
         clean_BE = x_BG @ self.weight
         if self.cancer is not None:
@@ -47,6 +52,8 @@ class NoisyTopKGate(nn.Module):
             scale_BE = F.softplus(x_BG @ self.noise) + 0.01
             draw_BE = torch.randn(clean_BE.shape, generator=generator, device=clean_BE.device, dtype=clean_BE.dtype)
             logits_BE = clean_BE + draw_BE * scale_BE
+        if off is not None:
+            logits_BE = logits_BE.index_fill(1, torch.tensor([off], device=logits_BE.device), -torch.inf)
         top_BK, index_BK = logits_BE.topk(self.top_k, dim=-1)
         gate_BE = torch.zeros_like(logits_BE).scatter(1, index_BK, torch.softmax(top_BK, dim=-1))
         return gate_BE, clean_BE
@@ -64,17 +71,23 @@ class ExpertLayer(nn.Module):
     """E experts `tanh(W_e x + b_e)` stacked as `[E, in, out]` and merged linearly: y = sum_e g_e E_e(x).
 
     `forward` evaluates all experts and masks by the gate (shapes do not depend on data: per-sample gradients work);
-    `forward_routed` computes only the chosen experts. Both give the same numbers.
+    `forward_routed` computes only the chosen experts. Both give the same numbers. With `rank`, low-rank adapters stand
+    beside the weights: W_e + A_e B_e with B = 0 at first (Hu et al. 2022, arXiv 2106.09685, eq. 3).
     """
 
-    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+    def __init__(self, experts: int, inputs: int, outputs: int, *, scale: float = 1.0, rank: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(experts, inputs, outputs) * math.sqrt(2.0 / (inputs + outputs)))
+        spread = scale * math.sqrt(2.0 / (inputs + outputs))
+        self.weight = nn.Parameter(torch.randn(experts, inputs, outputs) * spread)
         self.bias = nn.Parameter(torch.zeros(experts, outputs))
+        self.adapter_in = nn.Parameter(torch.randn(experts, inputs, rank) / math.sqrt(inputs)) if rank else None
+        self.adapter_out = nn.Parameter(torch.zeros(experts, rank, outputs)) if rank else None
 
     def forward(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
-        y_EBD = torch.tanh(torch.matmul(x_BG, self.weight) + self.bias[:, None])
-        return torch.einsum("be,ebd->bd", gate_BE, y_EBD)
+        y_EBD = torch.matmul(x_BG, self.weight) + self.bias[:, None]
+        if self.adapter_in is not None and self.adapter_out is not None:
+            y_EBD = y_EBD + torch.matmul(torch.matmul(x_BG, self.adapter_in), self.adapter_out)
+        return torch.einsum("be,ebd->bd", gate_BE, torch.tanh(y_EBD))
 
     def forward_routed(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
         patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
@@ -82,7 +95,11 @@ class ExpertLayer(nn.Module):
         rows = x_BG[patient].split(counts)
         # unbind: one node in the graph writes the stacked gradient once; indexing self.weight[e] would write it E times.
         parts = zip(rows, self.weight.unbind(0), self.bias.unbind(0), strict=True)
-        y_ND = torch.cat([torch.tanh(torch.addmm(b, x, w)) for x, w, b in parts])
+        y_ND = torch.cat([torch.addmm(b, x, w) for x, w, b in parts])
+        if self.adapter_in is not None and self.adapter_out is not None:
+            low = zip(rows, self.adapter_in.unbind(0), self.adapter_out.unbind(0), strict=True)
+            y_ND = y_ND + torch.cat([x @ a @ b for x, a, b in low])
+        y_ND = torch.tanh(y_ND)
         weighted_ND = y_ND * gate_BE[patient, expert][:, None].to(y_ND.dtype)
         return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(
             0, patient, weighted_ND

@@ -1,0 +1,127 @@
+"""What a phase of a study minimises, and what it is measured by: survival, classification, reconstruction."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from oncofed.client.batch import Batch
+from oncofed.common.blocks import Sum
+from oncofed.common.metrics import confusion_sums, survival_sums
+from oncofed.common.models.autoencoder import GeneAutoencoder, reconstruction_loss
+from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.output import ModelOutput
+from oncofed.common.study import PRETRAIN, Pretraining, Study
+from oncofed.common.survival import cox_loss, piecewise_exponential_loss
+from torch import Tensor
+
+
+class Objective(Protocol):
+    """The loss of one step: `run` gives the model's output and the mean loss over a batch."""
+
+    def run(self, model: Any, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]: ...
+
+    def before_step(self, model: Any, batch: Batch, generator: torch.Generator) -> None:
+        """What happens to other parameters before each step; nothing unless there is an adversary."""
+
+
+def objective_for(study: Study, phase: str) -> Objective:
+    """The objective of a phase."""
+    return Reconstruction(study.pretraining) if phase == PRETRAIN else measured_objective(study)
+
+
+def measured_objective(study: Study) -> Survival | Classification:
+    """The objective of the supervised phase."""
+    return Classification() if study.task.kind == "classification" else Survival(study.task.loss)
+
+
+class Survival:
+    """Piecewise-exponential likelihood or Cox partial likelihood (common/survival.py)."""
+
+    hits = "concordant"
+    """Which of its sums counts what the model got right."""
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+
+    def run(self, model: GeneMOE, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
+        output = batch.through(model, generator)
+        if self.loss == "cox":
+            return output, cox_loss(output.risk, batch.time_B, batch.event_B, batch.cancer_B)
+        return output, self.losses(model, output, batch).mean()
+
+    def before_step(self, model: GeneMOE, batch: Batch, generator: torch.Generator) -> None:
+        pass
+
+    def losses(self, model: GeneMOE, output: ModelOutput, batch: Batch) -> Tensor:
+        """Piecewise-exponential negative log-likelihood `[B]`."""
+        baseline = model.head.log_baseline
+        assert isinstance(baseline, Tensor)
+        return piecewise_exponential_loss(
+            output.risk, baseline, batch.exposure_BK, batch.interval_B, batch.event_B, batch.cancer_B
+        )
+
+    def sums(self, output: ModelOutput, losses: Tensor, batch: Batch, cancers: int) -> Sum:
+        risk, time, event, loss = (_numpy(t) for t in (output.risk, batch.time_B, batch.event_B, losses))
+        return survival_sums(risk, time, event, loss, _numpy(batch.cancer_B), cancers)
+
+
+class Classification:
+    """Cross-entropy of the cancer type."""
+
+    hits = "confusion"
+
+    def run(self, model: GeneMOE, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
+        output = batch.through(model, generator)
+        return output, self.losses(model, output, batch).mean()
+
+    def before_step(self, model: GeneMOE, batch: Batch, generator: torch.Generator) -> None:
+        pass
+
+    def losses(self, model: GeneMOE, output: ModelOutput, batch: Batch) -> Tensor:
+        """Cross-entropy `[B]`."""
+        return F.cross_entropy(output.score, batch.cancer_B, reduction="none")
+
+    def sums(self, output: ModelOutput, losses: Tensor, batch: Batch, cancers: int) -> Sum:
+        chosen = _numpy(output.score.argmax(1))
+        return confusion_sums(_numpy(batch.cancer_B), chosen, _numpy(losses), cancers)
+
+
+class Reconstruction:
+    """Variational reconstruction of expression and, with a critic, its adversary (WGAN-GP)."""
+
+    def __init__(self, settings: Pretraining) -> None:
+        self.settings = settings
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def run(
+        self, model: GeneAutoencoder, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[ModelOutput, Tensor]:
+        output = model(batch.x_BG, batch.cancer_B, generator)
+        loss_B, _ = reconstruction_loss(output, batch.x_BG, self.settings.kl)
+        if model.critic is not None:
+            loss_B = loss_B - self.settings.critic_weight * model.critic(output.score)
+        return output, loss_B.mean()
+
+    def before_step(self, model: GeneAutoencoder, batch: Batch, generator: torch.Generator) -> None:
+        """The critic's steps; the reconstruction is detached, so nothing reaches the encoder (gene_moe.md, defect 16)."""
+        if model.critic is None:
+            return
+        s = self.settings
+        if self.optimizer is None:
+            self.optimizer = torch.optim.Adam(model.critic.parameters(), lr=s.learning_rate, betas=(0.0, 0.9))
+        for _ in range(s.critic_steps):
+            with torch.no_grad():
+                fake = model(batch.x_BG, batch.cancer_B, generator).score
+            penalty = model.critic.gradient_penalty(batch.x_BG, fake, generator)
+            loss = (model.critic(fake) - model.critic(batch.x_BG) + s.gradient_penalty * penalty).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def _numpy(t: Tensor) -> np.ndarray:
+    array = t.detach().cpu().numpy()
+    return array.astype(np.float64) if array.dtype.kind == "f" else array

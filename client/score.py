@@ -1,0 +1,101 @@
+"""A trained model at a site: held-out sums, what each expert is worth, and the site's own file of predictions."""
+
+from __future__ import annotations
+
+import csv
+import os
+
+import numpy as np
+import torch
+from oncofed.client.objectives import measured_objective
+from oncofed.client.release import Answer
+from oncofed.client.session import Session
+from oncofed.common.blocks import Sum
+from oncofed.common.errors import Refusal
+from oncofed.common.models.build import set_weights
+from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.survival import survival_curve
+
+CURVE_MONTHS = (12.0, 36.0, 60.0)
+"""Months at which a site's own file states the probability of survival."""
+
+
+def evaluate(session: Session) -> Answer:
+    """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
+    cohort = session.scored_cohort()
+    if not len(cohort):
+        kind = "validation" if session.ask.get("validation") else "held-out"
+        raise Refusal(f"site {session.site.name}: no {kind} patient in fold {session.fold}")
+    model, objective = scored_model(session), measured_objective(session.study)
+    batch, cancers = session.batch(cohort), len(session.cancers)
+    with torch.no_grad():
+        output = batch.through(model)
+        losses = objective.losses(model, output, batch)
+        total = objective.sums(output, losses, batch, cancers)
+        if session.ask.get("final"):
+            for group, share_BE in output.shares.items():
+                total |= _routing(group, share_BE.double().cpu().numpy(), cohort.cancer, cancers)
+            for group, experts in model.removable().items() if session.study.analysis.experts else ():
+                rows = []
+                for e in range(experts):
+                    without = batch.through(model, off=(group, e))
+                    rows.append(objective.sums(without, objective.losses(model, without, batch), batch, cancers))
+                for key in ("loss", objective.hits):
+                    total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
+            write_predictions(session, model)
+    return Answer({}, total, len(cohort))
+
+
+def scored_model(session: Session) -> GeneMOE:
+    """The model with the message's weights, ready to score."""
+    model = session.model
+    assert isinstance(model, GeneMOE)
+    set_weights(model, session.weights)
+    return model.eval()
+
+
+def _routing(group: str, share_NE: np.ndarray, cancer: np.ndarray, cancers: int) -> Sum:
+    """Gate mass and, of each patient's first expert, counts, both `[C, E]`."""
+    member = np.eye(cancers)[cancer].T
+    first = np.eye(share_NE.shape[1])[share_NE.argmax(1)]
+    return {f"routing/{group}": member @ share_NE, f"first/{group}": member @ first}
+
+
+def _diagonal(value: np.ndarray) -> np.ndarray:
+    return np.diag(value) if value.ndim == 2 else value
+
+
+def write_predictions(session: Session, model: GeneMOE) -> None:
+    """Scores of the site's own patients, in a file that stays at the site."""
+    c = session.cohort
+    batch = session.batch(c)
+    score = batch.through(model).score.double().cpu().numpy()
+    columns = {"patient": c.patient, "cancer_type": np.array(session.cancers)[c.cancer]}
+    if session.study.task.kind == "classification":
+        odds = np.exp(score - score.max(1, keepdims=True))
+        probability = odds / odds.sum(1, keepdims=True)
+        columns |= {"split": session.split, "predicted": np.array(session.cancers)[score.argmax(1)]}
+        columns |= {f"p_{name}": probability[:, i] for i, name in enumerate(session.cancers)}
+    else:
+        columns |= {"time_months": c.time, "event": c.event, "split": session.split, "risk": score}
+        if session.study.task.loss != "cox":  # which leaves the baselines where they were
+            baseline = model.head.log_baseline.detach().double().cpu().numpy()  # type: ignore[operator]
+            curve = np.empty((len(c), len(CURVE_MONTHS)))
+            for k in np.unique(c.cancer):
+                rows = c.cancer == k
+                curve[rows] = survival_curve(baseline[k], session.lens.grid, score[rows], np.array(CURVE_MONTHS))
+            columns |= {f"survival_{m:.0f}_months": curve[:, i] for i, m in enumerate(CURVE_MONTHS)}
+    file = session.work / "predictions" / session.study.name / f"fold-{session.fold}.csv"
+    write_columns(file, columns)
+
+
+def write_columns(file, columns) -> None:  # type: ignore[no-untyped-def]
+    """A CSV file, written whole or not at all; floats with all their digits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    lists = [[repr(v) if isinstance(v, float) else v for v in np.asarray(value).tolist()] for value in columns.values()]
+    with temporary.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(columns)
+        writer.writerows(zip(*lists, strict=True))
+    os.replace(temporary, file)

@@ -1,0 +1,69 @@
+"""Heads: from a patient's latent vector, cancer type and covariates to a log hazard or to class logits.
+
+Shapes: B patients, Z latent, C cancer types, V covariates, K intervals.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BY_CANCER = ("log_baseline", "own", "covariates.own")
+"""Parameters of a head with one row a cancer type: that cancer's block."""
+
+
+class Covariates(nn.Module):
+    """Linear branch of clinical covariates: coefficients that all cancer types share, plus each cancer's own, from 0."""
+
+    def __init__(self, covariates: int, outputs: int, cancers: int) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.zeros(covariates, outputs))
+        self.own = nn.Parameter(torch.zeros(cancers, covariates, outputs)) if cancers else None
+
+    def forward(self, v_BV: Tensor, cancer_B: Tensor) -> Tensor:
+        y_BO = v_BV @ self.shared
+        return y_BO if self.own is None else y_BO + torch.einsum("bv,bvo->bo", v_BV, self.own[cancer_B])
+
+
+class SurvivalHead(nn.Module):
+    """Log hazard z . (w + sqrt(own) u_c), a part w that all cancer types share and a part u_c of each, and log baselines [C, K].
+
+    While the first layer starts near zero, gradient descent gives patients i, j of cancers c, c' the kernel
+    (|w|^2 + own [c = c'] |u|^2) x_i.x_j: a ridge with one shared and one own coefficient vector for each cancer
+    (Evgeniou & Pontil 2004), whose ratio is `own`.
+    """
+
+    def __init__(self, *, latent: int, cancers: int, intervals: int, own: float, covariates: int, scale: float) -> None:
+        super().__init__()
+        spread = scale * math.sqrt(2.0 / (latent + 1))
+        # No bias: the baseline hazards carry the level, and under the partial likelihood its gradient is zero.
+        self.shared = nn.Parameter(torch.randn(latent) * spread)
+        self.ratio = math.sqrt(own)
+        self.own = nn.Parameter(torch.randn(cancers, latent) * spread) if own else None
+        self.covariates = Covariates(covariates, 1, cancers) if covariates else None
+        self.log_baseline = nn.Parameter(torch.zeros(cancers, intervals))
+
+    def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:
+        risk_B = z_BZ @ self.shared
+        if self.own is not None:
+            risk_B = risk_B + self.ratio * (z_BZ * self.own[cancer_B]).sum(-1)
+        if self.covariates is not None:
+            risk_B = risk_B + self.covariates(v_BV, cancer_B).squeeze(-1)
+        return risk_B
+
+
+class ClassHead(nn.Module):
+    """Class logits [B, classes], linear in the latent vector and the covariates; the cancer type is not shown to it."""
+
+    def __init__(self, *, latent: int, classes: int, covariates: int, scale: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(latent, classes)
+        nn.init.xavier_normal_(self.linear.weight).mul_(scale) if scale else nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.covariates = Covariates(covariates, classes, 0) if covariates else None
+
+    def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:
+        logits = self.linear(z_BZ)
+        return logits if self.covariates is None else logits + self.covariates(v_BV, cancer_B)

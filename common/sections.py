@@ -1,0 +1,248 @@
+"""The tables of a study file: what each key means, its default, and which values go together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from oncofed.common.covariates import parse_covariates
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ENCODER_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 16, "latent": 8, "experts": 4, "top_k": 2, "attention_experts": 3, "attention_top_k": 2},
+    "small": {"width": 256, "latent": 64, "experts": 8, "top_k": 2, "attention_experts": 4, "attention_top_k": 2},
+    "paper": {"width": 1024, "latent": 256, "experts": 15, "top_k": 6, "attention_experts": 4, "attention_top_k": 2},
+}
+"""Gene-MOE's sizes (gene_moe.md, 1.5); `tiny` is for tests."""
+
+
+class Section(BaseModel):
+    """A table of the study file: unknown keys are refused, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Model(Section):
+    """Which model, at which size; a number given here overrides the size's own."""
+
+    name: Literal["gene_moe"] = "gene_moe"
+    size: Literal["tiny", "small", "paper"] = Field("small", description="width 16, 256, 1024; experts 4, 8, 15")
+    width: int = Field(0, ge=0, description="0: the size's own")
+    latent: int = Field(0, ge=0, description="0: the size's own")
+    experts: int = Field(-1, ge=-1, description="-1: the size's own, 0: none, a plain perceptron")
+    top_k: int = Field(0, ge=0, description="experts for a patient, at least 2; 0: the size's own")
+    attention_experts: int = Field(-1, ge=-1, description="-1: the size's own, 0: no attention experts")
+    attention_top_k: int = Field(0, ge=0, description="0: the size's own")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the hidden layer")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="share of genes hidden from the model in a training step")
+    gate_noise: bool = Field(True, description="noisy top-k gating in training")
+    gate_sees_cancer: bool = Field(
+        True,
+        description="one row of gate logits a cancer type; never in classification, which it would tell the answer",
+    )
+    shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
+    cancer_head: float = Field(
+        2.0,
+        ge=0,
+        description="size of each cancer's own head beside the shared one, as a ratio of squares; 0: one head",
+    )
+    first_layer_scale: float = Field(
+        0.001,
+        ge=0,
+        description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge",
+    )
+    dispatch: Literal["routed", "dense"] = Field("routed", description="dense: all experts, for per-sample gradients")
+    expert_dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: for experts, on a GPU")
+
+    def encoder(self) -> dict[str, int]:
+        """The encoder's numbers after overrides; raises where top-k exceeds the experts or leaves the gate without a gradient."""
+        size = dict(ENCODER_SIZES[self.size])
+        for key in size:
+            value = getattr(self, key)
+            if value > 0 or (key in ("experts", "attention_experts") and value == 0):
+                size[key] = value
+        for experts, k in (("experts", "top_k"), ("attention_experts", "attention_top_k")):
+            if size[experts] > 1 and size[k] < 2:
+                raise ValueError(
+                    f"model.{k} = 1 leaves the gate untrained (a softmax over one expert is constant); use 2 or more"
+                )
+            if size[experts] and size[k] > size[experts]:
+                raise ValueError(
+                    f"model.{k} = {size[k]} exceeds model.{experts} = {size[experts]}; lower {k} or add experts"
+                )
+        return size
+
+    @model_validator(mode="after")
+    def _fits(self) -> Model:
+        self.encoder()
+        return self
+
+
+class Task(Section):
+    """What is learned."""
+
+    kind: Literal["survival", "classification"] = Field(
+        "survival", description="classification: of the cancer type, without outcome columns"
+    )
+    loss: Literal["piecewise_exponential", "cox"] = Field(
+        "piecewise_exponential", description="one baseline a cancer type; cox is stratified by cancer type"
+    )
+    intervals: int = Field(20, ge=1, le=70, description="intervals of the agreed event-time grid")
+
+
+class Panel(Section):
+    """What the model sees of a patient, and on which scale."""
+
+    file: str = Field("", description="ordered list of genes, one a line; empty: those that enough sites hold")
+    min_site_share: float = Field(
+        1.0, gt=0, le=1, description="a gene enters when at least this share of the sites hold it"
+    )
+    scale_by: Literal["auto", "all", "cancer"] = Field(
+        "auto",
+        description="whose mean and spread a gene is held against; auto: cancer in survival, all in classification",
+    )
+    powers: bool = Field(True, description="make genes symmetric by the most likely Yeo-Johnson power, found from sums")
+    covariates: tuple[str, ...] = Field(
+        (), description='clinical columns: "age" is a number, "sex=female|male" has levels, the first is the reference'
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return split_text(data, "covariates")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Panel:
+        parse_covariates(self.covariates)
+        return self
+
+
+class Steps(Section):
+    """Rounds, and what a site does in each: what pre-training and training share."""
+
+    rounds: int = Field(15, ge=0)
+    local_steps: int = Field(4, ge=1, description="optimiser steps a site makes in a round")
+    batch_size: int = Field(32, ge=0, description="patients in a step; 0: all of the site's")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="of a site; made anew each round")
+    learning_rate: float = Field(0.002, gt=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate over the rounds")
+    weight_decay: float = Field(0.0, ge=0, description="L2 in sgd, decoupled in adam; baselines are spared")
+    balance: float = Field(0.01, ge=0, description="coefficient of the load-balance loss")
+    prox_mu: float = Field(0.0, ge=0, description="FedProx: pull towards the round's starting weights")
+    clip_norm: float = Field(20.0, ge=0, description="clip the gradient of a step; 0: off")
+
+
+class Pretraining(Steps):
+    """The phase before training: expression is reconstructed from the latent vector, without outcomes."""
+
+    rounds: int = Field(0, ge=0, description="0: no pre-training")
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="of a site; made anew each round")
+    learning_rate: float = Field(0.001, gt=0, description="of encoder and decoder, and of the critic")
+    kl: float = Field(0.01, ge=0, description="coefficient of the mean KL divergence of a latent number")
+    critic: bool = Field(False, description="an adversary as well (WGAN-GP): it tells expression from reconstruction")
+    critic_weight: float = Field(
+        0.05, gt=0, description="of the critic's verdict beside the reconstruction's error of 1"
+    )
+    critic_steps: int = Field(2, ge=1, description="steps of the critic before each of the others")
+    gradient_penalty: float = Field(10.0, gt=0, description="of the critic (Gulrajani et al. 2017)")
+
+
+class Training(Steps):
+    """The supervised phase."""
+
+    rounds: int = Field(15, ge=1, description="of training, in each fold")
+    learning_rate: float = Field(0.002, gt=0, description="for some 1,500 genes; fewer genes take more")
+    weight_decay: float = Field(
+        1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines and covariates are spared"
+    )
+    covariate_rate: float = Field(
+        0.05, gt=0, description="learning rate of the covariates: few, and each with many patients"
+    )
+    first_layer: Literal["train", "slow", "frozen", "adapters"] = Field(
+        "train", description="slow: at a tenth of the rate; adapters: low-rank changes; for a pre-trained model"
+    )
+    adapter_rank: int = Field(8, ge=1, description="of the adapters")
+    evaluate_every: int = Field(
+        5,
+        ge=0,
+        description="score validation patients (without any: the held-out fold, only shown) every so many rounds",
+    )
+    patience: int = Field(
+        0, ge=0, description="stop after so many scores without a better one and keep the best round; 0: off"
+    )
+
+
+class Aggregation(Section):
+    """The server's rule: theta_b += eta * sum_i n_ib delta_ib / (sum_i n_ib + tau), block by block."""
+
+    rule: Literal["evidence", "fedavg"] = Field("evidence", description="fedavg: all blocks by a site's patients")
+    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = Field("sgd", description="of the server, by block")
+    learning_rate: float = Field(1.0, gt=0, description="eta; adam and yogi want about 0.01")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, adam (beta 1) and yogi (beta 1)")
+    second_momentum: float = Field(0.99, ge=0, lt=1, description="beta 2 of adam and yogi")
+    adaptivity: float = Field(1e-3, gt=0, description="tau of FedAdam and FedYogi (Reddi et al. 2021)")
+    tau: float = Field(0.0, ge=0, description="prior evidence that slows blocks with few patients")
+    min_sites: int = Field(2, ge=1, description="a round with fewer good replies stops the study")
+
+
+class Splits(Section):
+    """Patient-level cross-validation, stratified by cancer type and event, dealt at each site from the seed."""
+
+    folds: int = Field(5, ge=2, description="of the cross-validation")
+    validation: float = Field(
+        0.0, ge=0, le=0.5, description="share of a fold's training patients kept aside to choose the round; 0: none"
+    )
+    held_out_sites: tuple[str, ...] = Field(
+        (), description="instead of folds by patient: each of these sites in turn takes no part and is the test"
+    )
+    only: tuple[int, ...] = Field((), description="run only these folds; empty: all")
+    refit: bool = Field(False, description="after the folds, train once more on all patients: the model to publish")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return split_text(data, "only", "held_out_sites")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Splits:
+        if any(not 0 <= f < self.count for f in self.only):
+            raise ValueError(f"splits.only = {self.only} must lie between 0 and {self.count - 1}")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many folds there are: of patients, or one for each held-out site."""
+        return len(self.held_out_sites) or self.folds
+
+
+class Runtime(Section):
+    """How long to wait, on what to compute, where to write. Paths are the coordinator's own."""
+
+    out: str = Field("out", description="folder for results, models, checkpoints")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int = Field(0, ge=0, description="torch threads at a site; 0: torch's own choice")
+    wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
+    round_timeout_s: float = Field(
+        3600.0, gt=0, description="a site that has not answered by then is left out of the round"
+    )
+    resume: bool = Field(False, description="continue after the last checkpointed round")
+
+
+class Analysis(Section):
+    """What is asked of the trained model beside its score, all of it sums over patients."""
+
+    experts: bool = Field(True, description="what each expert is worth: held-out patients without it")
+    attributions: bool = Field(
+        False, description="which genes drive each cancer's score and each expert (integrated gradients)"
+    )
+    patients: int = Field(200, ge=10, description="at most so many training patients of a site are attributed")
+    steps: int = Field(16, ge=2, description="of the path from the mean patient to the patient")
+
+
+def split_text(data: Any, *keys: str) -> Any:
+    """Comma-separated text as a list, for the lists of Flower's flat run config."""
+    if not isinstance(data, dict):
+        return data
+    texts = {
+        k: [part.strip() for part in data[k].split(",") if part.strip()] for k in keys if isinstance(data.get(k), str)
+    }
+    return data | texts

@@ -1,0 +1,84 @@
+"""A question of one fold to the sites: stamped, so that an answer to another question is left out, and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
+from oncofed.common.panel import GenePanel
+from oncofed.common.splits import ALL_PATIENTS
+from oncofed.common.study import TRAIN, Study
+from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
+from oncofed.server.roster import Answer, NotEnoughSites, Roster
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Who is asked, about which fold of which study."""
+
+    study: Study
+    roster: Roster
+    panel: GenePanel
+    cancers: tuple[str, ...]
+    fold: int
+
+    def ask(
+        self, kind: str, config: wire.Config, arrays: Sum | None, *, phase: str = TRAIN, round_: int = 0
+    ) -> Iterator[Answer]:
+        """Ask the sites that the question concerns; an answer to another study, fold, round or panel is left out."""
+        stamp: wire.Config = {"fold": self.fold, "phase": phase, "round": round_, "panel_hash": self.panel.hash}
+        hello = greeting(self.study)
+        text: wire.Config = hello | {"cancers": list(self.cancers)}
+        self.roster.greet_newcomers(hello)
+        concerns = self._held_out if kind == wire.EVALUATE and not config.get("validation") else self._training
+        for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_, concerns=concerns):
+            wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
+            if wrong:
+                self.roster.leave_out(
+                    answer.site, kind, round_, f"answers {wrong}, asked { {k: stamp[k] for k in wrong} }"
+                )
+                continue
+            yield answer
+
+    def add_up(
+        self,
+        kind: str,
+        config: wire.Config,
+        arrays: Sum | None,
+        shapes: Shapes,
+        *,
+        round_: int = 0,
+        bits: int = STATISTICS_BITS,
+    ) -> Sum:
+        """The sum over the sites' answers; a bad one is left out by name, too few raise `NotEnoughSites`."""
+        accumulator = Accumulator(shapes, bits)
+        for answer in self.ask(kind, config, arrays, round_=round_):
+            try:
+                accumulator.add(answer.arrays, answer.site)
+            except ValueError as error:
+                self.roster.leave_out(answer.site, kind, round_, str(error))
+        least = 1 if self._site_held_out and kind == wire.EVALUATE else self.study.aggregation.min_sites
+        if accumulator.count < least:
+            raise NotEnoughSites(f"'{kind}': {accumulator.count} good answers, wanted {least} (aggregation.min_sites)")
+        return accumulator.total()
+
+    @property
+    def _site_held_out(self) -> str:
+        """The site that this fold holds out; empty where folds are of patients."""
+        sites = self.study.splits.held_out_sites
+        return sites[self.fold] if sites and self.fold != ALL_PATIENTS else ""
+
+    def _training(self, site: str) -> bool:
+        return not self._site_held_out or site != self._site_held_out
+
+    def _held_out(self, site: str) -> bool:
+        return not self._site_held_out or site == self._site_held_out
+
+
+def greeting(study: Study) -> wire.Config:
+    """The study as a site needs it: without the coordinator's own paths."""
+    return {"study_json": study.model_dump_json(exclude={"runtime": {"out"}})}

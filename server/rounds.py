@@ -1,0 +1,166 @@
+"""The rounds of one phase: ask, aggregate, score now and then, checkpoint, and stop when it gets no better."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from oncofed.common import wire
+from oncofed.common.blocks import Sum, part, under
+from oncofed.common.metrics import macro_f1, mean_within_cancer
+from oncofed.common.splits import ALL_PATIENTS
+from oncofed.common.study import PRETRAIN, Training
+from oncofed.common.survival import TimeGrid
+from oncofed.server.checkpoint import load_arrays, save_arrays
+from oncofed.server.inquiry import Inquiry
+from oncofed.server.statistics import Frame
+from oncofed.server.strategy import EvidenceStrategy
+
+log = logging.getLogger("oncofed.server")
+
+CHECKPOINT_EVERY_S = 10.0
+"""What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
+
+
+@dataclass
+class Rounds:
+    """One phase of one fold. `site_evidence` sums over the rounds what each site said stands behind each block."""
+
+    inquiry: Inquiry
+    phase: str
+    frame: Frame
+    strategy: EvidenceStrategy
+    out: Path
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    seconds_at_sites: float = 0.0
+    devices: dict[str, str] = field(default_factory=dict)
+    site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
+    best: Sum = field(default_factory=dict)
+
+    def run(self, advance: Callable[[str], None]) -> None:
+        """The rounds that `curve` lacks; afterwards the strategy holds the last round's weights, or the best round's."""
+        settings = self.inquiry.study.steps(self.phase)
+        saved = time.monotonic()
+        try:
+            for round_ in range(len(self.curve) + 1, settings.rounds + 1):
+                if self._patience_is_over():
+                    break
+                self._round(round_)
+                if time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+                point = self.curve[-1]
+                advance(
+                    f"fold {self.inquiry.fold} {self.phase} round {round_}: loss {point['train_loss']:.4f}, {point['sites']} sites"
+                )
+        finally:
+            if self.curve:  # also on the way out of an error: the last whole round is never lost
+                self.save()
+        if self.best:
+            self.strategy.weights = dict(self.best)
+
+    def _round(self, round_: int) -> None:
+        arrays = self.frame.arrays | self.strategy.arrays()
+        answers = self.inquiry.ask(wire.TRAIN, self.frame.config, arrays, phase=self.phase, round_=round_)
+        summary = self.strategy.aggregate(answers, round_, self.inquiry.roster)
+        self.seconds_at_sites += summary.seconds_at_sites
+        self.devices |= summary.devices
+        for site, evidence in summary.site_evidence.items():
+            self.site_evidence[site] = self.site_evidence.get(site, np.zeros(len(evidence))) + evidence
+        self.curve.append(
+            {
+                "round": round_,
+                "train_loss": summary.loss,
+                "sites": len(summary.sites),
+                "evidence": summary.evidence,
+            }
+        )
+        t = self.inquiry.study.training
+        if self.phase == PRETRAIN or not t.evaluate_every or round_ % t.evaluate_every:
+            return
+        if self.inquiry.study.splits.validation:
+            score = headline(self.score(round_, {"validation": True}), "validation")
+            self.curve[-1] |= score
+            losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
+            if t.patience and score["validation_loss"] <= min(losses):
+                self.best = dict(self.strategy.weights)
+        elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds:
+            self.curve[-1] |= headline(self.score(round_, {}), "test")
+
+    def _patience_is_over(self) -> bool:
+        t = self.inquiry.study.steps(self.phase)
+        losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
+        if not isinstance(t, Training) or not t.patience or not losses:
+            return False
+        return len(losses) - 1 - int(np.argmin(losses)) >= t.patience
+
+    def score(self, round_: int, config: wire.Config) -> Sum:
+        """Summed evaluation by cancer type with the strategy's weights."""
+        arrays = self.frame.arrays | under("weights/", self.strategy.weights)
+        return self.inquiry.add_up(
+            wire.EVALUATE, self.frame.config | config, arrays, self._shapes(bool(config.get("final"))), round_=round_
+        )
+
+    def _shapes(self, final: bool) -> dict[str, tuple[int, ...]]:
+        c, survival = len(self.inquiry.cancers), self.inquiry.study.task.kind == "survival"
+        shapes: dict[str, tuple[int, ...]] = {"patients": (c,), "loss": (c,)}
+        shapes |= dict.fromkeys(("events", "concordant", "comparable"), (c,)) if survival else {"confusion": (c, c)}
+        if final:
+            for group, n in self.strategy.mixtures.items():
+                shapes |= {f"routing/{group}": (c, n), f"first/{group}": (c, n)}
+            hits = "concordant" if survival else "confusion"
+            for group, n in self.strategy.removable.items() if self.inquiry.study.analysis.experts else ():
+                shapes |= {f"without/{group}/loss": (n, c), f"without/{group}/{hits}": (n, c)}
+        return shapes
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> Path:
+        return self.out / "checkpoints" / f"fold-{self.inquiry.fold}-{self.phase}.safetensors"
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint must share with the study that resumes it. Waiting times and paths may differ, and what comes
+        after pre-training may change once that is done."""
+        later = {"runtime", "analysis"} | ({"training", "name"} if self.phase == PRETRAIN else set())
+        study = self.inquiry.study.model_dump(mode="json", exclude=later)
+        panel, fold = self.inquiry.panel.hash, self.inquiry.fold
+        return {"study": study, "panel_hash": panel, "cancers": list(self.inquiry.cancers), "fold": fold}
+
+    def save(self) -> None:
+        """Write everything that the next round depends on."""
+        arrays = self.strategy.state() | under("frame/", self.frame.arrays) | under("best/", self.best)
+        arrays |= under("site_evidence/", self.site_evidence)
+        about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts)}
+        save_arrays(self._file, arrays, self._about() | about)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint, if there is one: on its scale and grid, whoever has answered now."""
+        if not (self.inquiry.study.runtime.resume and self._file.exists()):
+            return
+        state, about = load_arrays(self._file)
+        if {k: about[k] for k in self._about()} != self._about():
+            raise ValueError(
+                f"{self._file.name} was written by another study, panel or set of cancer types; choose another runtime.out"
+            )
+        self.frame = Frame(part("frame/", state), TimeGrid(tuple(about["grid_months"])))
+        self.strategy.restore(state)
+        self.best, self.site_evidence = part("best/", state), part("site_evidence/", state)
+        self.curve = list(about["curve"])
+        log.info("fold %d: %s resumes after round %d", self.inquiry.fold, self.phase, len(self.curve))
+
+
+def headline(evaluation: Sum, name: str) -> dict[str, float]:
+    """Mean loss and the score of scored patients; a score that is unknown (no pairs) is left out, JSON has no NaN."""
+    out = {f"{name}_loss": float(evaluation["loss"].sum() / max(evaluation["patients"].sum(), 1.0))}
+    if "confusion" in evaluation:
+        score, key = macro_f1(evaluation["confusion"]), "macro_f1"
+    else:
+        score, key = mean_within_cancer(evaluation["concordant"], evaluation["comparable"]), "c_index"
+    return out if math.isnan(score) else out | {f"{name}_{key}": score}

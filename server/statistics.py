@@ -1,0 +1,67 @@
+"""The statistics phase: what the sites' sums fix before training: scale of genes and covariates, time grid, first baselines."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
+from oncofed.common.covariates import input_names
+from oncofed.common.scaling import MIN_SD, POWERS, Scaling
+from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_log_baseline
+from oncofed.server.inquiry import Inquiry
+
+log = logging.getLogger("oncofed.server")
+
+POWER_BITS = 20
+"""Resolution 1e-6 of sums of powers, which reach further than others: up to 4.4e12 in total."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How every site looks at patients in a fold: `arrays` (scaling, covariate mean and deviation) and the time grid."""
+
+    arrays: Sum
+    grid: TimeGrid
+
+    @property
+    def config(self) -> wire.Config:
+        return {"grid": list(self.grid.starts)}
+
+
+def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
+    """Federated sums over training patients -> the frame, and the first log baselines `[C, K]`."""
+    study, genes, cancers = inquiry.study, len(inquiry.panel), len(inquiry.cancers)
+    count = cancers if study.scale_by_cancer else 1
+    covariates, edges = len(input_names(study.panel.covariates)), len(PUBLIC_EDGES)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("n", "sum", "squares"), (count, genes))
+    shapes |= {f"covariate_{k}": (covariates,) for k in ("n", "sum", "squares")}
+    shapes |= {"events": (cancers, edges), "exposure": (cancers, edges)}
+    total = inquiry.add_up(wire.STATISTICS, {"genes": list(inquiry.panel.genes)}, None, shapes)
+    empty = int((total["n"].sum(0) == 0).sum())
+    if empty:
+        log.warning("fold %d: %d genes of the panel have no value at any site and stay at 0", inquiry.fold, empty)
+    scaling = Scaling.from_moments(total)
+    if study.panel.powers:
+        by_power = (count, len(POWERS), genes)
+        shapes = {
+            "n": (count, genes),
+            "log_jacobian": (count, genes),
+            "power_sum": by_power,
+            "power_squares": by_power,
+        }
+        moments = inquiry.add_up(wire.STATISTICS, {"powers": True}, scaling.arrays(), shapes, bits=POWER_BITS)
+        scaling = scaling.with_powers(moments)
+    grid = TimeGrid.from_events(total["events"].sum(0), study.task.intervals)
+    baseline = initial_log_baseline(coarsen(total["events"], grid), coarsen(total["exposure"], grid))
+    return Frame(scaling.arrays() | covariate_scale(total), grid), baseline.astype(np.float32)
+
+
+def covariate_scale(total: Sum) -> Sum:
+    """`covariate_mean`, `covariate_sd` `[V]`; one that is nowhere known, or the same everywhere, gets 0 and 1."""
+    n = np.maximum(total["covariate_n"], 1.0)
+    mean = total["covariate_sum"] / n
+    sd = np.sqrt(np.maximum(total["covariate_squares"] / n - np.square(mean), 0.0))
+    return {"covariate_mean": mean, "covariate_sd": np.where(sd < MIN_SD, 1.0, sd)}
