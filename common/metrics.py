@@ -67,11 +67,16 @@ def confusion_sums(label: np.ndarray, chosen: np.ndarray, loss: np.ndarray, clas
     return {"confusion": confusion, "patients": confusion.sum(1), "loss": by_class}
 
 
+def class_f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 = 2 TP / (2 TP + FP + FN) of each class `[..., C]` from `confusion [..., C, C]`; NaN for a class without patients."""
+    hit, row, column = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
+    return np.divide(2.0 * hit, row + column, out=np.full(hit.shape, np.nan), where=row > 0)
+
+
 def macro_f1(confusion: np.ndarray) -> float:
-    """Mean over classes with patients of F1 = 2 TP / (2 TP + FP + FN); NaN without any."""
-    hit, row, column = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    known = row > 0
-    f1 = np.divide(2 * hit, row + column, out=np.zeros_like(hit), where=row + column > 0)
+    """Mean F1 over classes with patients; NaN without any."""
+    f1 = class_f1(confusion)
+    known = ~np.isnan(f1)
     return float(f1[known].mean()) if known.any() else float("nan")
 
 

@@ -58,7 +58,9 @@ class Scaling:
         mine, all_ = self._best(total), self._best(pooled)
         few = total["n"] < np.minimum(MIN_PATIENTS, pooled["n"])
         power, centre, spread = (np.where(few, a, m) for m, a in zip(mine, all_, strict=True))
-        return Scaling(self.mean, self.sd, power, centre, np.where(spread < MIN_SD, 1.0, spread))
+        flat = spread < MIN_SD  # all powers are as likely, and the first would blow up a later patient who differs
+        power, centre, spread = (np.where(flat, v, a) for v, a in ((1.0, power), (0.0, centre), (1.0, spread)))
+        return Scaling(self.mean, self.sd, power, centre, spread)
 
     @staticmethod
     def _best(total: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 16, "latent": 8, "experts": 4, "top_k": 2, "attention_experts": 3, "attention_top_k": 2},
-    "small": {"width": 256, "latent": 64, "experts": 8, "top_k": 2, "attention_experts": 4, "attention_top_k": 2},
+    "small": {"width": 256, "latent": 128, "experts": 8, "top_k": 2, "attention_experts": 4, "attention_top_k": 2},
     "paper": {"width": 1024, "latent": 256, "experts": 15, "top_k": 6, "attention_experts": 4, "attention_top_k": 2},
 }
 """Gene-MOE's sizes (gene_moe.md, 1.5); `tiny` is for tests."""
@@ -39,9 +39,14 @@ class Model(Section):
         True,
         description="one row of gate logits a cancer type; never in classification, which it would tell the answer",
     )
+    gate_prior: float = Field(
+        2.0,
+        ge=0,
+        description="deviation of those rows at first: each cancer begins at experts of its own; 0: all alike",
+    )
     shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
     cancer_head: float = Field(
-        2.0,
+        0.5,
         ge=0,
         description="size of each cancer's own head beside the shared one, as a ratio of squares; 0: one head",
     )
@@ -150,12 +155,12 @@ class Training(Steps):
     """The supervised phase."""
 
     rounds: int = Field(15, ge=1, description="of training, in each fold")
-    learning_rate: float = Field(0.002, gt=0, description="for some 1,500 genes; fewer genes take more")
+    learning_rate: float = Field(0.0013, gt=0, description="for some 1,500 genes; fewer genes take more")
     weight_decay: float = Field(
         1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines and covariates are spared"
     )
     covariate_rate: float = Field(
-        0.05, gt=0, description="learning rate of the covariates: few, and each with many patients"
+        0.2, gt=0, description="learning rate of the covariates: few, and each with many patients"
     )
     first_layer: Literal["train", "slow", "frozen", "adapters"] = Field(
         "train", description="slow: at a tenth of the rate; adapters: low-rank changes; for a pre-trained model"

@@ -112,3 +112,28 @@ def survival_curve(log_baseline_K: np.ndarray, grid: TimeGrid, risk: np.ndarray,
     """Survival probabilities `[B, len(times)]` at `times` (months): S(t) = exp(-exp(risk) * H0(t))."""
     cumulative = grid.exposure(np.asarray(times, dtype=np.float64)) @ np.exp(log_baseline_K)
     return np.exp(-np.exp(np.asarray(risk))[:, None] * cumulative[None])
+
+
+def median_survival(log_baseline_K: np.ndarray, grid: TimeGrid, risk: np.ndarray) -> np.ndarray:
+    """Months `[B]` until S(t) = 1/2; infinity where the hazard of the open last interval is needed to get there."""
+    starts, hazard = np.asarray(grid.starts), np.exp(log_baseline_K)
+    reached = np.concatenate([[0.0], np.cumsum(hazard[:-1] * np.diff(starts))])  # cumulative hazard at each start
+    wanted = np.log(2.0) * np.exp(-np.asarray(risk))
+    k = np.clip(np.searchsorted(reached, wanted, side="left") - 1, 0, len(grid) - 1)
+    return np.where(wanted <= reached[-1], starts[k] + (wanted - reached[k]) / hazard[k], np.inf)
+
+
+def risk_percentile(counts: np.ndarray, risk: np.ndarray) -> np.ndarray:
+    """Percentile 0 to 100 of each risk among the patients counted in the bins of `RISK_EDGES` `[bins]`; NaN without any.
+
+    Within a bin patients are taken as evenly spread; in the open bins at both ends as being in its middle.
+    """
+    total = counts.sum()
+    if not total:
+        return np.full(len(risk), np.nan)
+    bin_ = np.searchsorted(RISK_EDGES, risk)
+    low, high = np.append(-np.inf, RISK_EDGES)[bin_], np.append(RISK_EDGES, np.inf)[bin_]
+    inner = np.isfinite(low) & np.isfinite(high)
+    share = np.divide(risk - low, high - low, out=np.full(len(risk), 0.5), where=inner)
+    before = np.concatenate([[0.0], np.cumsum(counts)[:-1]])
+    return 100.0 * (before[bin_] + share * counts[bin_]) / total

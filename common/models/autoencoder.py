@@ -80,7 +80,8 @@ class Critic(nn.Module):
         super().__init__()
         sizes = (genes, width, max(width // 2, 1), max(width // 4, 1))
         layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.Mish())]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+        # No bias: only differences of verdicts count, so its gradient is zero.
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1, bias=False))
 
     def forward(self, x_BG: Tensor) -> Tensor:
         return self.layers(x_BG).squeeze(-1)

@@ -81,6 +81,7 @@ def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
         dispatch=m.dispatch,
         expert_dtype=m.expert_dtype,
         cancers=len(sizes.cancers) if sees_cancer else 0,
+        gate_prior=m.gate_prior,
     )
     return Encoder(sizes.genes, settings)
 

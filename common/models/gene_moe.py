@@ -45,6 +45,7 @@ class EncoderSettings:
     dispatch: str
     expert_dtype: str
     cancers: int
+    gate_prior: float
 
 
 class Encoder(nn.Module):
@@ -59,16 +60,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.settings = s
         first = partial(ExpertLayer, inputs=genes, outputs=s.width, scale=s.first_layer_scale, rank=s.adapter_rank)
-        self.gate = (
-            NoisyTopKGate(genes, s.experts, s.top_k, noise=s.gate_noise, cancers=s.cancers) if s.experts else None
-        )
+        gate = partial(NoisyTopKGate, noise=s.gate_noise)
+        self.gate = gate(genes, s.experts, s.top_k, cancers=s.cancers, prior=s.gate_prior) if s.experts else None
         self.experts = first(s.experts) if s.experts else None
         self.shared = first(1) if s.shared_expert or not s.experts else None
-        self.attention_gate = (
-            NoisyTopKGate(s.width, s.attention_experts, s.attention_top_k, noise=s.gate_noise)
-            if s.attention_experts
-            else None
-        )
+        self.attention_gate = gate(s.width, s.attention_experts, s.attention_top_k) if s.attention_experts else None
         self.attention = AttentionExperts(s.attention_experts, s.width) if s.attention_experts else None
         self.latent = nn.Linear(s.width, s.latent)
         nn.init.xavier_normal_(self.latent.weight)
@@ -151,9 +147,10 @@ class GeneMOE(nn.Module):
         return self.encoder.mixtures()
 
     def removable(self) -> dict[str, int]:
-        """Experts that can be taken out, by mixture; the shared one where there are others to go on with."""
+        """Experts that can be taken out, by mixture, where there are others to go on with."""
         shared = self.encoder.shared is not None and self.encoder.experts is not None
-        return self.mixtures() | ({SHARED: 1} if shared else {})
+        several = {group: n for group, n in self.mixtures().items() if n > 1}  # a gate cannot route to nobody
+        return several | ({SHARED: 1} if shared else {})
 
     def blocks(self) -> Blocks:
         """Experts row by row; one block a cancer type for its baseline, coefficients and gate row; the rest as the trunk."""

@@ -60,7 +60,7 @@ class ClassHead(nn.Module):
     def __init__(self, *, latent: int, classes: int, covariates: int, scale: float) -> None:
         super().__init__()
         self.linear = nn.Linear(latent, classes)
-        nn.init.xavier_normal_(self.linear.weight).mul_(scale) if scale else nn.init.zeros_(self.linear.weight)
+        nn.init.xavier_normal_(self.linear.weight, gain=scale)
         nn.init.zeros_(self.linear.bias)
         self.covariates = Covariates(covariates, classes, 0) if covariates else None
 

@@ -26,15 +26,19 @@ class NoisyTopKGate(nn.Module):
     """Noisy top-k gate with registered, trained weights (Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5).
 
     The input is layer-normalised; an optional row of logits per cancer type is added, so that the gate can route by it.
+    `prior` is the deviation of those rows at first: with 0 all cancers begin alike and the gate must find out by itself,
+    with more each begins at experts of its own drawing, as in hash layers (Roller et al. 2021), and goes on from there.
     """
 
-    def __init__(self, inputs: int, experts: int, top_k: int, *, noise: bool = True, cancers: int = 0) -> None:
+    def __init__(
+        self, inputs: int, experts: int, top_k: int, *, noise: bool = True, cancers: int = 0, prior: float = 0.0
+    ) -> None:
         super().__init__()
         self.top_k = top_k
         self.norm = nn.LayerNorm(inputs)
         self.weight = nn.Parameter(torch.randn(inputs, experts) * 1e-3)
         self.noise = nn.Parameter(torch.zeros(inputs, experts)) if noise else None
-        self.cancer = nn.Parameter(torch.zeros(cancers, experts)) if cancers else None
+        self.cancer = nn.Parameter(torch.randn(cancers, experts) * prior) if cancers else None
 
     def forward(
         self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None, off: int | None = None
