@@ -72,10 +72,7 @@ def write_predictions(session: Session, model: GeneMOE) -> None:
     score = batch.through(model).score.double().cpu().numpy()
     columns = {"patient": c.patient, "cancer_type": np.array(session.cancers)[c.cancer]}
     if session.study.task.kind == "classification":
-        odds = np.exp(score - score.max(1, keepdims=True))
-        probability = odds / odds.sum(1, keepdims=True)
-        columns |= {"split": session.split, "predicted": np.array(session.cancers)[score.argmax(1)]}
-        columns |= {f"p_{name}": probability[:, i] for i, name in enumerate(session.cancers)}
+        columns |= {"split": session.split} | class_columns(score, session.cancers)
     else:
         columns |= {"time_months": c.time, "event": c.event, "split": session.split, "risk": score}
         if session.study.task.loss != "cox":  # which leaves the baselines where they were
@@ -87,6 +84,15 @@ def write_predictions(session: Session, model: GeneMOE) -> None:
             columns |= {f"survival_{m:.0f}_months": curve[:, i] for i, m in enumerate(CURVE_MONTHS)}
     file = session.work / "predictions" / session.study.name / f"fold-{session.fold}.csv"
     write_columns(file, columns)
+
+
+def class_columns(score_NC: np.ndarray, cancers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Of class logits: the type with the highest, and each type's probability."""
+    odds = np.exp(score_NC - score_NC.max(1, keepdims=True))
+    probability = odds / odds.sum(1, keepdims=True)
+    return {"predicted": np.array(cancers)[score_NC.argmax(1)]} | {
+        f"p_{name}": probability[:, i] for i, name in enumerate(cancers)
+    }
 
 
 def write_columns(file, columns) -> None:  # type: ignore[no-untyped-def]

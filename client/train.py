@@ -96,7 +96,9 @@ def _optimizer(model: Model, study: Study, phase: str, round_: int) -> torch.opt
     A critic has an optimiser of its own (objectives.py).
     """
     t, rate = study.steps(phase), learning_rate(study, phase, round_)
-    covariate_rate = study.training.covariate_rate * _factor(study, phase, round_)
+    covariate_rate, head_rate = (
+        r * _factor(study, phase, round_) for r in (study.training.covariate_rate, study.training.head_rate)
+    )
     groups = []
     for name, p in model.named_parameters():
         if not p.requires_grad or name.startswith("critic."):
@@ -106,6 +108,8 @@ def _optimizer(model: Model, study: Study, phase: str, round_: int) -> torch.opt
             decay = 0.0
         elif name.startswith("head.covariates."):
             own, decay = covariate_rate, 0.0
+        elif name.startswith("head.") and study.pretraining.rounds:
+            own = head_rate
         elif phase == TRAIN and study.training.first_layer == "slow" and name in FIRST_LAYER_NAMES:
             own = rate * SLOW
         groups.append({"params": [p], "lr": own, "weight_decay": decay})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from oncofed.common.covariates import parse_covariates
@@ -42,11 +45,14 @@ class Model(Section):
     gate_prior: float = Field(
         2.0,
         ge=0,
-        description="deviation of those rows at first: each cancer begins at experts of its own; 0: all alike",
+        description="lead of a cancer's own experts in those rows at first, dealt round the table; 0: all alike",
+    )
+    expert_scale: float = Field(
+        0.3, gt=0, description="factor on the routed experts beside the shared one: how far cancers go their own way"
     )
     shared_expert: bool = Field(True, description="an expert that every patient passes, beside the routed ones")
     cancer_head: float = Field(
-        0.5,
+        2.0,
         ge=0,
         description="size of each cancer's own head beside the shared one, as a ratio of squares; 0: one head",
     )
@@ -155,12 +161,15 @@ class Training(Steps):
     """The supervised phase."""
 
     rounds: int = Field(15, ge=1, description="of training, in each fold")
-    learning_rate: float = Field(0.0013, gt=0, description="for some 1,500 genes; fewer genes take more")
+    learning_rate: float = Field(0.002, gt=0, description="for some 1,500 genes; fewer genes take more")
     weight_decay: float = Field(
         1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines and covariates are spared"
     )
     covariate_rate: float = Field(
         0.2, gt=0, description="learning rate of the covariates: few, and each with many patients"
+    )
+    head_rate: float = Field(
+        0.05, gt=0, description="learning rate of the head on a pre-trained encoder, where it starts at 0"
     )
     first_layer: Literal["train", "slow", "frozen", "adapters"] = Field(
         "train", description="slow: at a tenth of the rate; adapters: low-rank changes; for a pre-trained model"
@@ -244,10 +253,25 @@ class Analysis(Section):
 
 
 def split_text(data: Any, *keys: str) -> Any:
-    """Comma-separated text as a list, for the lists of Flower's flat run config."""
+    """Comma-separated text, or one number, as a list: so Flower's flat run config and the command line write lists.
+
+    Text that holds a comma itself, as names of hospitals do, stands in double quotes.
+    """
     if not isinstance(data, dict):
         return data
-    texts = {
-        k: [part.strip() for part in data[k].split(",") if part.strip()] for k in keys if isinstance(data.get(k), str)
-    }
-    return data | texts
+    lists: dict[str, Any] = {}
+    for key in keys:
+        value = data.get(key)
+        if isinstance(value, str):
+            parts = next(csv.reader([value], skipinitialspace=True), [])
+            lists[key] = [part.strip() for part in parts if part.strip()]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            lists[key] = [value]
+    return data | lists
+
+
+def join_text(values: Iterable[Any]) -> str:
+    """The inverse of `split_text`."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()

@@ -23,6 +23,7 @@ from oncofed.common.sections import (
     Splits,
     Task,
     Training,
+    join_text,
     split_text,
 )
 from pydantic import Field, ValidationError, model_validator
@@ -122,7 +123,7 @@ class Study(Section):
         """The study as Flower's flat run config."""
         flat: dict[str, bool | int | float | str] = {}
         for key, value in _flatten(self.model_dump()):
-            flat[key] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            flat[key] = join_text(value) if isinstance(value, list | tuple) else value
         return flat
 
 

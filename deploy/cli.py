@@ -61,10 +61,40 @@ def site_check(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@site.command("predict")
+def site_predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors or model-fold-K.safetensors of a study")],
+    folder: Annotated[Path, typer.Argument(help="site folder; its clinical table needs no outcome")],
+    target: Annotated[Path, typer.Option("--out", help="CSV file for the patients' rows")],
+    picture: Annotated[Path | None, typer.Option(help="survival curves of one cancer type, .svg or .png")] = None,
+    cancer: Annotated[str, typer.Option(help="of the picture; without it, the one with the most patients")] = "",
+) -> None:
+    """Score a hospital's own patients with a saved model, offline. Rows go to the file; only counts are printed."""
+    from oncofed.client.curves import choose_cancer, draw_curves
+    from oncofed.client.predict import predict
+
+    with err.status("reading"):
+        prediction = predict(model, folder)
+    shown = choose_cancer(prediction, cancer, picture) if picture else ""
+    prediction.write(target)
+    if picture:
+        draw_curves(prediction, shown, picture)
+    counts = Table(box=None, padding=(0, 2, 0, 0))
+    counts.add_column("cancer type" if prediction.survival else "predicted cancer type")
+    counts.add_column("patients", justify="right")
+    for name, n in prediction.count_by_cancer.items():
+        counts.add_row(escape(name), str(n))
+    out.print(counts)
+    for note in prediction.notes:
+        out.print(f"[yellow]note[/] {escape(note)}")
+    drawn = f", {shown} drawn: {picture}" if picture else ""
+    out.print(escape(f"{len(prediction.cohort)} patients: {target}{drawn}"))
+
+
 @data.command("split")
 def data_split(
     source: Annotated[
-        Path, typer.Argument(help="folder with clinical.csv, expression/<COHORT>.*, pathology/<COHORT>.*")
+        Path, typer.Argument(help="folder with clinical.csv and <COHORT>.* tables, in expression/ or beside it")
     ],
     target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
     by: Annotated[str, typer.Option(help="clinical column that names the institution")] = "institution",
@@ -117,11 +147,40 @@ def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -
     out.print_json(Study.from_toml(file).model_dump_json())
 
 
+@study_cli.command("genes")
+def study_genes(folder: Annotated[Path, typer.Argument(help="folder of a finished run (runtime.out)")]) -> None:
+    """Rank genes by what the model makes of them: a .rnk file for each cancer type and expert, and how far folds agree."""
+    from oncofed.deploy.present_genes import print_genes
+    from oncofed.server.genes import write_rankings
+
+    summary, files = write_rankings(folder)
+    print_genes(summary, out)
+    out.print(escape(f"{len(files)} files in {files[0].parent}"))
+
+
+@study_cli.command("report")
+def study_report(folder: Annotated[Path, typer.Argument(help="folder of a finished run (runtime.out)")]) -> None:
+    """Draw the report of a run from what the coordinator has: sums, no patients. A simulation writes a fuller one itself."""
+    import json
+
+    from oncofed.server.checkpoint import write_text
+    from oncofed.server.report.render import render
+
+    file = folder / "results.json"
+    if not file.exists():
+        raise ValueError(f"{file}: no results of a run; name the folder that was its runtime.out")
+    report = folder / "report.html"
+    write_text(report, render({"results": json.loads(file.read_text())}))
+    out.print(f"report: {report}")
+
+
 @cli.command("simulate")
 def simulate_command(
     sites: Annotated[Path, typer.Argument(help="folder of site folders")],
     study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
-    compare: Annotated[str, typer.Option(help="comma-separated: pooled,local,ridge,fedavg")] = "",
+    compare: Annotated[
+        str, typer.Option(help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge")
+    ] = "",
     target: Annotated[Path, typer.Option("--out", help="folder for results, models and report")] = Path("out"),
     engine: Annotated[
         Literal["local", "ray", "superlink"],
@@ -143,6 +202,28 @@ def simulate_command(
     report = write_comparison(comparison, target)
     print_tables(comparison, out)
     out.print(f"report: {report}")
+
+
+@cli.command("ablate")
+def ablate_command(
+    sites: Annotated[Path, typer.Argument(help="folder of site folders")],
+    study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
+    target: Annotated[Path, typer.Option("--out", help="folder for results and table")] = Path("ablations"),
+    only: Annotated[str, typer.Option(help="comma-separated names of ablations; without it, all that apply")] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="override a key of the study: -s training.rounds=10")
+    ] = None,
+) -> None:
+    """Run a study without each of its parts in turn, and fill a table of what each part is worth."""
+    from oncofed.common.study import Study
+    from oncofed.deploy.ablate import ablate
+    from oncofed.deploy.present_ablations import print_ablations, write_ablations
+
+    overrides = _overrides(set_ or []) | {"runtime.out": str(target)}
+    chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
+    result = ablate(chosen, sites, tuple(n.strip() for n in only.split(",") if n.strip()))
+    print_ablations(result, out)
+    out.print(f"table: {write_ablations(result, target)}")
 
 
 @cli.command("demo")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from oncofed.server.checkpoint import write_text
 from oncofed.server.report.render import render
 from rich import box
@@ -14,13 +17,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+log = logging.getLogger("oncofed.deploy")
+
 
 def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
-    """Write `comparison.json` and `report.html` below `out`; returns the report's path."""
+    """Write `comparison.json` and `report.html` below `out`; returns the report's path, or the numbers' where it cannot be drawn."""
     clean = without_nan(comparison)
-    write_text(out / "comparison.json", json.dumps(clean, indent=1))
-    report = out / "report.html"
-    write_text(report, render(clean))
+    numbers, report = out / "comparison.json", out / "report.html"
+    write_text(numbers, json.dumps(clean, indent=1))
+    try:
+        write_text(report, render(clean))
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        jinja2.TemplateError,
+    ) as error:  # hours of training are not lost to a picture
+        log.error("the report cannot be drawn (%s: %s); the numbers are in %s", type(error).__name__, error, numbers)
+        return numbers
     return report
 
 
@@ -35,39 +49,72 @@ def without_nan(value: Any) -> Any:
 
 def print_tables(comparison: dict[str, Any], console: Console) -> None:
     """Methods, cancers and sites, in 80 columns; the intervals by cancer stand in the report."""
-    main, methods = comparison["main"], comparison["methods"]
-    table = _table("Held-out C-index within a cancer type, mean over cancers (95 % bootstrap)")
-    for column in ("method", "C-index", f"{main} minus it", "mixed*", "MB", "s"):
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for name, m in methods.items():
-        cost = m["cost"]
-        moved = f"{(cost['bytes_to_sites'] + cost['bytes_from_sites']) / 1e6:.0f}" if "rounds" in cost else ""
-        gap = interval(comparison["differences"][name], sign="+") if name in comparison["differences"] else ""
-        label = f"[bold]{name}[/]" if name == main else name
-        mixed = number(m["all_cancers_mixed"])
-        table.add_row(label, interval(m["c_index"]), gap, mixed, moved, f"{cost['seconds']:.0f}")
-    console.print(table)
-    console.print("[dim]* over pairs of patients of any cancers: no measure of quality[/]\n")
-    table = _table("C-index by cancer type", "cancer", *methods)
-    for cancer in methods[main]["by_cancer"]:
-        table.add_row(cancer, *(number(m["by_cancer"].get(cancer, {}).get("value")) for m in methods.values()))
-    console.print(table)
-    table = _table("C-index within each site", "site", "n", "events", "pairs", *methods)
-    for row in comparison["sites"]:
-        c = row["c_index"]
-        values = (number(c.get(m)) for m in methods)
-        table.add_row(row["site"][:17], str(row["patients"]), str(row["events"]), str(row["pairs"]), *values)
-    console.print(table)
+    show = _classification if comparison["task"] == "classification" else _survival
+    for table in show(comparison):
+        console.print(table)
     left_out = comparison["results"]["left_out"]
     if left_out:
         first = f"{left_out[0]['site']}: {left_out[0]['reason']}"
         console.print(f"[yellow]{len(left_out)} answers were left out; the first:[/] {escape(first)}")
 
 
+def _survival(comparison: dict[str, Any]) -> Iterator[Table | str]:
+    main, methods = comparison["main"], comparison["methods"]
+    title = "Held-out C-index within a cancer type, mean over cancers (95 % bootstrap)"
+    beside = {name: number(m["all_cancers_mixed"]) for name, m in methods.items()}
+    yield _methods(comparison, title, ("C-index", "c_index"), ("mixed*", beside))
+    yield "[dim]* over pairs of patients of any cancers: no measure of quality[/]\n"
+    table = _table("C-index by cancer type", "cancer", *methods)
+    for cancer in methods[main]["by_cancer"]:
+        table.add_row(cancer, *(number(m["by_cancer"].get(cancer, {}).get("value")) for m in methods.values()))
+    yield table
+    table = _table("C-index within each site", "site", "n", "events", "pairs", *methods)
+    for row in comparison["sites"]:
+        values = (number(row["c_index"].get(m)) for m in methods)
+        table.add_row(row["site"][:17], str(row["patients"]), str(row["events"]), str(row["pairs"]), *values)
+    yield table
+
+
+def _classification(comparison: dict[str, Any]) -> Iterator[Table | str]:
+    main, methods = comparison["main"], comparison["methods"]
+    beside = {name: number(m["accuracy"]["value"]) for name, m in methods.items()}
+    title = "Held-out macro-F1 of the cancer type, mean over folds (95 % bootstrap)"
+    yield _methods(comparison, title, ("macro-F1", "macro_f1"), ("accuracy", beside))
+    table = _table("F1 by cancer type", "cancer", *methods)
+    for cancer in methods[main]["by_class"]:
+        table.add_row(cancer, *(number(m["by_class"].get(cancer, {}).get("value")) for m in methods.values()))
+    yield table
+    confusion = comparison["confusion"]
+    table = _table(f"Held-out patients: true type in rows, {main}'s in columns", "cancer", *confusion["cancers"])
+    for cancer, counts in zip(confusion["cancers"], confusion["counts"], strict=True):
+        table.add_row(cancer, *(str(n) if n else "." for n in counts))
+    yield table
+    table = _table("Accuracy within each site", "site", "n", "types", *methods)
+    for row in comparison["sites"]:
+        values = (number(row["accuracy"].get(m)) for m in methods)
+        table.add_row(row["site"][:17], str(row["patients"]), str(row["cancers"]), *values)
+    yield table
+
+
+def _methods(
+    comparison: dict[str, Any], title: str, headline: tuple[str, str], beside: tuple[str, dict[str, str]]
+) -> Table:
+    """A row a method: the headline (its name and key), the paired difference, a number beside it, and what it cost."""
+    main = comparison["main"]
+    table = _table(title, "method", headline[0], f"{main} minus it", beside[0], "MB", "s")
+    for name, m in comparison["methods"].items():
+        cost = m["cost"]
+        moved = f"{(cost['bytes_to_sites'] + cost['bytes_from_sites']) / 1e6:.0f}" if "rounds" in cost else ""
+        gap = interval(comparison["differences"][name], sign="+") if name in comparison["differences"] else ""
+        label = f"[bold]{name}[/]" if name == main else name
+        table.add_row(label, interval(m[headline[1]]), gap, beside[1][name], moved, f"{cost['seconds']:.0f}")
+    return table
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("cancer", "site") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("method", "cancer", "site") else "right", no_wrap=True)
     return table
 
 

@@ -17,6 +17,7 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
 from oncofed.client.objectives import measured_objective
+from oncofed.client.score import class_columns
 from oncofed.client.session import in_site_folds, split_names
 from oncofed.client.train import train_locally
 from oncofed.common.blocks import Sum
@@ -80,15 +81,16 @@ def predict_pooled(pool: Pool, study: Study, fold: int, advance: Advance) -> pd.
 
 def predict_local(pool: Pool, study: Study, fold: int, advance: Advance) -> pd.DataFrame:
     """The study's model at each site alone. Risks are put on the scale of the site's training patients, so that
-    patients of different sites can be ranked together at all."""
+    patients of different sites can be ranked together at all; scores of cancer types need no such thing."""
     parts = []
     for name, cohort in pool.cohorts.items():
         split = split_names(cohort, study, fold, name)
         rows = split == "train"
-        risk = _train(pool, study, cohort, split, fold, name, lambda: None)
-        sd = risk[rows].std()
-        risk = (risk - risk[rows].mean()) / (sd if sd > 0 else 1.0)
-        parts.append(prediction_table(pool, study, fold, cohort, risk, np.repeat(name, len(cohort))))
+        score = _train(pool, study, cohort, split, fold, name, lambda: None)
+        if study.task.kind == "survival":
+            sd = score[rows].std()
+            score = (score - score[rows].mean()) / (sd if sd > 0 else 1.0)
+        parts.append(prediction_table(pool, study, fold, cohort, score, np.repeat(name, len(cohort))))
         advance()
     return pd.concat(parts, ignore_index=True)
 
@@ -167,16 +169,9 @@ def _loss(study: Study, model: Model, weights: Sum, batch: Batch) -> float:
 def prediction_table(
     pool: Pool, study: Study, fold: int, cohort: Cohort, score: np.ndarray, site: np.ndarray
 ) -> pd.DataFrame:
-    """Predictions as the sites write them in a simulation (deploy/simulate.py), for survival scores."""
-    return pd.DataFrame(
-        {
-            "patient": cohort.patient,
-            "site": site,
-            "cancer_type": np.array(pool.cancers)[cohort.cancer],
-            "time_months": cohort.time,
-            "event": cohort.event,
-            "fold": fold,
-            "split": np.where(cohort.fold == fold, "test", "train"),
-            "risk": score,
-        }
-    )
+    """Predictions as the sites write them in a simulation: of risks `[N]`, or of class logits `[N, C]`."""
+    columns = {"patient": cohort.patient, "site": site, "cancer_type": np.array(pool.cancers)[cohort.cancer]}
+    columns |= {"fold": np.full(len(cohort), fold), "split": np.where(cohort.fold == fold, "test", "train")}
+    if study.task.kind == "classification":
+        return pd.DataFrame(columns | class_columns(score, pool.cancers))
+    return pd.DataFrame(columns | {"time_months": cohort.time, "event": cohort.event, "risk": score})

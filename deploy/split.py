@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from oncofed.client.data.read import indexed_by_patient, read_table
-from oncofed.client.data.site import SiteDescription, Unit, folder_name, write_description
+from oncofed.client.data.read import OUTCOME, read_table
+from oncofed.client.data.site import CLINICAL, SiteDescription, Unit, folder_name, write_description
+from oncofed.deploy.pooled_tables import PooledTable, read_pooled
+
+log = logging.getLogger("oncofed.deploy")
 
 TIME_COLUMNS = {"time": None, "time_months": "months", "time_days": "days", "time_years": "years"}
+
+TimeUnit = Literal["days", "months", "years"]
 
 
 def split_pooled(
@@ -22,42 +28,43 @@ def split_pooled(
     min_patients: int = 40,
     rest: Literal["merge", "drop"] = "merge",
     unit: Unit | None = None,
-    time_unit: Literal["days", "months", "years"] | None = None,
+    time_unit: TimeUnit | None = None,
 ) -> tuple[list[Path], Unit]:
-    """Read `source/clinical.csv`, `source/expression/<COHORT>.parquet|csv|tsv` and `source/pathology/...`, write site folders.
+    """Read `source/clinical.csv`, expression in `source/expression/` or beside it, and `source/pathology/`; write site folders.
 
     Groups of `by` with fewer than `min_patients` patients become one site `Rest` or are left out. Without `unit` the
-    expression unit is recognised from the values where they leave no doubt, and returned so that it can be shown.
+    expression unit is recognised from the values where they leave no doubt, and returned so that it can be shown. Without
+    outcome columns in the clinical table the sites have none either: they can take part in classification.
     Raises `ValueError` before anything is written.
     """
     clinical = _clinical(source)
     if by not in clinical.columns:
         raise ValueError(f"{source}/clinical: no column '{by}' to split by; it has {list(clinical.columns)}")
-    time_column = next((c for c in TIME_COLUMNS if c in clinical.columns), None)
-    if time_column is None:
-        raise ValueError(f"{source}/clinical: no time column; name it one of {list(TIME_COLUMNS)}")
-    months = time_unit or TIME_COLUMNS[time_column]
-    if months is None:
-        raise ValueError(
-            f"{source}/clinical: the unit of column 'time' is not known; pass --time-unit days|months|years"
-        )
-    expression, pathology = _cohorts(source / "expression"), _cohorts(source / "pathology")
+    time_column, months = _time(source, clinical, time_unit)
+    patients = pd.Index(clinical["patient"])
+    folder = source / "expression" if (source / "expression").is_dir() else source
+    expression = read_pooled(folder, patients)
     if not expression:
         raise ValueError(
-            f"{source}/expression: no table; expected <COHORT>.parquet, .csv or .tsv with patients in rows"
+            f"{source}: no expression table in expression/ or beside the clinical table; "
+            "expected <COHORT>.parquet, .csv or .tsv (also .gz)"
         )
-    if not any(c.index.isin(clinical["patient"]).any() for c in expression.values()):
-        raise ValueError(
-            f"{source}/expression: no patient of the clinical table; its first column must hold the same names"
-        )
-    unit = unit or recognise_unit(next(iter(expression.values())))
+    pathology = read_pooled(source / "pathology", patients)
+    unit = unit or recognise_unit(expression[0].values)
+    absent = int((~patients.isin(pd.Index([p for table in expression for p in table.values.index]))).sum())
+    if absent:
+        log.warning("%d of %d patients of the clinical table are in no expression table", absent, len(patients))
     if out.exists() and any(out.glob("*/site.toml")):
         raise ValueError(f"{out} holds sites already; choose another folder or remove it")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder")
     sizes = clinical[by].map(clinical[by].value_counts())
     group = clinical[by].astype(str).where(sizes >= min_patients, "Rest" if rest == "merge" else None)
-    table = clinical.rename(columns={time_column: "time"}).drop(columns=[by])
+    if group.isna().all():
+        raise ValueError(
+            f"no group of '{by}' has {min_patients} patients; lower --min-patients or merge with --rest merge"
+        )
+    table = clinical.rename(columns={time_column: "time"} if time_column else {}).drop(columns=[by])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     for name, rows in table.groupby(group, sort=True):
@@ -68,12 +75,8 @@ def split_pooled(
             )
         write_description(folder, SiteDescription(name=str(name), expression_unit=unit, time_unit=months))
         rows.to_csv(folder / "clinical.csv", index=False)
-        patients = pd.Index(rows["patient"])
-        for kind, cohorts in (("expression", expression), ("pathology", pathology)):
-            parts = [c.loc[c.index.isin(patients)] for c in cohorts.values()]
-            parts = [p for p in parts if len(p)]
-            if parts:
-                pd.concat(parts).rename_axis("patient").to_parquet(folder / f"{kind}.parquet")
+        for kind, tables in (("expression", expression), ("pathology", pathology)):
+            _write(folder / f"{kind}.parquet", tables, pd.Index(rows["patient"]))
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rmdir()
@@ -96,20 +99,47 @@ def recognise_unit(table: pd.DataFrame) -> Unit:
 
 
 def _clinical(source: Path) -> pd.DataFrame:
-    for name in ("clinical.csv", "clinical.parquet"):
+    for name in CLINICAL:
         if (source / name).exists():
             table = read_table(source / name, dtype={"patient": str})
-            missing = [c for c in ("patient", "cancer_type", "event") if c not in table.columns]
+            missing = [c for c in ("patient", "cancer_type") if c not in table.columns]
             if missing:
                 raise ValueError(f"{source}/{name} lacks columns {missing}")
-            return table.assign(patient=table["patient"].astype(str))
+            table = table.assign(patient=table["patient"].astype(str))
+            twice = table["patient"][table["patient"].duplicated()]
+            if len(twice):
+                raise ValueError(f"{source}/{name}: {len(twice)} patients stand in it twice; keep one row a patient")
+            return table
     raise ValueError(f"{source}: no clinical.csv or clinical.parquet")
 
 
-def _cohorts(folder: Path) -> dict[str, pd.DataFrame]:
-    tables = {}
-    for file in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if not file.name.startswith(".") and file.suffix in (".parquet", ".csv", ".tsv"):
-            table = read_table(file, dtype={0: str})
-            tables[file.stem] = indexed_by_patient(table)
-    return tables
+def _time(source: Path, clinical: pd.DataFrame, time_unit: TimeUnit | None) -> tuple[str | None, TimeUnit]:
+    """The column of times, None without outcomes, and its unit."""
+    column = next((c for c in TIME_COLUMNS if c in clinical.columns), None)
+    if column is None and OUTCOME[1] not in clinical.columns:
+        return None, "months"
+    if column is None:
+        raise ValueError(f"{source}/clinical: no time column beside 'event'; name it one of {list(TIME_COLUMNS)}")
+    if OUTCOME[1] not in clinical.columns:
+        raise ValueError(f"{source}/clinical: column '{column}' has no 'event' beside it (1 = death, 0 = censored)")
+    unit = time_unit or TIME_COLUMNS[column]
+    if unit is None:
+        raise ValueError(
+            f"{source}/clinical: the unit of column 'time' is not known; pass --time-unit days|months|years"
+        )
+    return column, unit  # type: ignore[return-value]
+
+
+def _write(file: Path, tables: list[PooledTable], patients: pd.Index) -> None:
+    """A site's part of the tables, lying as the sources lie; nothing where none of its patients is in them."""
+    parts = [t.values.loc[t.values.index.isin(patients)] for t in tables]
+    parts = [p for p in parts if len(p)]
+    if not parts:
+        return
+    whole = pd.concat(parts)
+    if all(
+        t.genes_in_rows for t in tables
+    ):  # tens of thousands of genes as Parquet columns take 30 times as long to read
+        whole.T.rename_axis("gene").to_parquet(file)
+    else:
+        whole.rename_axis("patient").to_parquet(file)

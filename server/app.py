@@ -16,6 +16,7 @@ from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import write_text
 from oncofed.server.fold import FoldRun
+from oncofed.server.genes import models_of, summarise
 from oncofed.server.inquiry import greeting
 from oncofed.server.progress import progress_bar
 from oncofed.server.roster import Roster
@@ -73,6 +74,9 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out).run(advance))
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
+    if study.analysis.attributions:
+        results["genes"] = summarise(models_of(out, folds))
+        write_text(out / "results.json", json.dumps(results, indent=1))
     return results
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from oncofed.common.blocks import Sum
-from safetensors import safe_open
+from oncofed.common.saved import load_arrays
 from safetensors.numpy import save_file
+
+__all__ = ["load_arrays", "save_arrays", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,10 +31,3 @@ def save_arrays(path: Path, arrays: Sum, about: dict[str, Any]) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
-    """What `save_arrays` wrote."""
-    with safe_open(path, framework="numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        return arrays, json.loads(file.metadata()["about"])

@@ -15,6 +15,7 @@ from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names
 from oncofed.common.models.build import Sizes, build_model, transfer
 from oncofed.common.panel import GenePanel
+from oncofed.common.saved import model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.common.survival import RISK_EDGES, initial_log_baseline
@@ -113,7 +114,6 @@ class FoldRun:
 
     def _save_model(self, strategy: EvidenceStrategy, frame: Frame, explanation: Sum) -> None:
         """The model with all that is needed to use it: weights, scale, panel, cancer types, time grid, study, spread of risks."""
-        name = "model" if self.fold == ALL_PATIENTS else f"model-fold-{self.fold}"
         about = {
             "study": self.study.model_dump(mode="json", exclude={"runtime"}),
             "panel_hash": self.panel.hash,
@@ -121,6 +121,7 @@ class FoldRun:
             "fold": self.fold,
             "grid_months": list(frame.grid.starts),
             "genes": list(self.panel.genes),
+            "unit_family": "/".join(sorted({str(hello["unit_family"]) for hello in self.roster.hellos.values()})),
         }
         arrays = under("weights/", strategy.weights) | frame.arrays | under("explanation/", explanation)
-        save_arrays(self.out / f"{name}.safetensors", arrays, about)
+        save_arrays(self.out / model_file(self.fold), arrays, about)

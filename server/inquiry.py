@@ -34,7 +34,10 @@ class Inquiry:
         hello = greeting(self.study)
         text: wire.Config = hello | {"cancers": list(self.cancers)}
         self.roster.greet_newcomers(hello)
-        concerns = self._held_out if kind == wire.EVALUATE and not config.get("validation") else self._training
+        tests = kind == wire.EVALUATE and not config.get("validation")
+        concerns = self._held_out if tests else self._training
+        if tests and self._site_held_out:  # the statistics bring the panel to others, but this site hears none
+            config = config | {"genes": list(self.panel.genes)}
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_, concerns=concerns):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from oncofed.client.data.read import read_clinical, read_expression, read_pathology
+from oncofed.client.data.read import OUTCOME, REQUIRED, read_clinical, read_expression, read_pathology
 from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder, Unit
 from oncofed.common.cancers import CANCER_TYPES
 from oncofed.common.errors import Refusal
@@ -64,7 +65,7 @@ def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
     report.site = site.name
     report.facts["units"] = f"expression {site.description.expression_unit}, time in {site.description.time_unit}"
     try:
-        clinical = read_clinical(site)
+        clinical = _read_clinical(site)
     except Refusal as error:
         report.error("clinical", "", 1, str(error), "see the message")
         return report
@@ -78,10 +79,22 @@ def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
     return report
 
 
+def _read_clinical(site: SiteFolder) -> pd.DataFrame:
+    """The clinical table, which may lack both outcome columns but not one of them."""
+    try:
+        return read_clinical(site)
+    except Refusal as refusal:
+        with contextlib.suppress(Refusal):
+            table = read_clinical(site, outcome=False)
+            if not set(OUTCOME) & set(table.columns):
+                return table
+        raise refusal from None
+
+
 def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -> None:
     file = _name(site, CLINICAL)
     known = set(CANCER_TYPES) | set(site.description.extra_cancer_types)
-    number = {c: pd.to_numeric(table[c], errors="coerce") for c in ("time", "event")}
+    number = {c: pd.to_numeric(table[c], errors="coerce") for c in OUTCOME if c in table.columns}
     numeric = table.assign(**number, cancer_type=table["cancer_type"].astype("string"))
     text = {c: int((number[c].isna() & table[c].notna()).sum()) for c in number}
     remedies = {
@@ -103,13 +116,13 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
             lambda s: ~s.duplicated() | s.isna(), name="unique", error="duplicate patients", ignore_na=False
         ),
     }
+    rules = {c: rule for c, rule in zip(OUTCOME, ("positive", "binary"), strict=True) if c in number}
     schema = pa.DataFrameSchema(
         {
             "patient": pa.Column(None, [check["missing"], check["unique"]], nullable=True),
             "cancer_type": pa.Column(None, [check["missing"], check["known"]], nullable=True),
-            "time": pa.Column(None, [check["missing"], check["positive"]], nullable=True),
-            "event": pa.Column(None, [check["missing"], check["binary"]], nullable=True),
         }
+        | {c: pa.Column(None, [check["missing"], check[rule]], nullable=True) for c, rule in rules.items()}
     )
     for column, count in text.items():
         report.error(file, column, count, "values that are not numbers", "export plain numbers")
@@ -126,17 +139,17 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
                 near = [difflib.get_close_matches(c.upper(), known, 1) for c in codes[:5]]
                 problem += f" {codes[:5]}" + (f" (nearest: {[n[0] for n in near if n]})" if any(near) else "")
             report.error(file, str(column), count, problem, remedies[str(column), key])
-    report.warn(
-        file,
-        "time",
-        int((number["time"] * site.description.months_per_unit > 600).sum()),
-        "follow-up above 50 years",
-        "check time_unit in site.toml",
-    )
     counts = table["cancer_type"].value_counts()
-    events = int((number["event"] == 1).sum())
-    report.facts["patients"] = f"{len(table)} with {events} events; " + ", ".join(f"{c} {n}" for c, n in counts.items())
-    covariates = [c for c in table.columns if c not in ("patient", "cancer_type", "time", "event")]
+    types = ", ".join(f"{c} {n}" for c, n in counts.items())
+    if number:
+        over = number["time"] * site.description.months_per_unit > 600
+        report.warn(file, "time", int(over.sum()), "follow-up above 50 years", "check time_unit in site.toml")
+        report.facts["patients"] = f"{len(table)} with {int((number['event'] == 1).sum())} events; {types}"
+    else:
+        remedy = "enough for classification; a survival study needs both"
+        report.warn(file, ", ".join(OUTCOME), 1, "table without the outcome columns", remedy)
+        report.facts["patients"] = f"{len(table)} without outcomes; {types}"
+    covariates = [c for c in table.columns if c not in REQUIRED]
     if covariates:
         report.facts["covariates"] = ", ".join(f"{c} ({table[c].isna().mean():.0%} missing)" for c in covariates[:12])
 

@@ -97,31 +97,53 @@ def open_cohort(key: CohortKey, site: SiteFolder, work: Path, panel: GenePanel) 
 def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     """Read, harmonise and order by patient; patients without expression, outcome or a studied cancer type take no part."""
     cancers = key.cancers
-    clinical = read_clinical(site, outcome=key.outcome)
-    clinical = (
-        clinical[clinical["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
-    )
-    if clinical.index.duplicated().any():
-        raise Refusal(
-            f"site {site.name}: {int(clinical.index.duplicated().sum())} duplicate patients in the clinical table; run `oncofed site check`"
-        )
+    clinical = clinical_by_patient(site, outcome=key.outcome)
     usable = clinical["cancer_type"].isin(cancers)
     time = event = pd.Series(0.0, index=clinical.index)
     if key.outcome:
         time = pd.to_numeric(clinical["time"], errors="coerce") * site.description.months_per_unit
         event = pd.to_numeric(clinical["event"], errors="coerce")
         usable &= (time > 0) & event.isin([0, 1])
-    expression = read_expression(site, clinical.index)
-    if expression.index.duplicated().any() or expression.columns.duplicated().any():
-        raise Refusal(
-            f"site {site.name}: duplicate patients or genes in the expression table; run `oncofed site check`"
-        )
-    patients = sorted(clinical.index[usable].intersection(expression.index))
+    patients, x = expression_of(site, clinical.index, clinical.index[usable], panel)
     if not patients:
         raise Refusal(
             f"site {site.name}: no patient has {'outcome, ' if key.outcome else ''}expression and one of the study's cancer types; "
             "run `oncofed site check`"
         )
+    rows = clinical.loc[patients]
+    cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
+    names = np.array(patients, dtype=str)
+    events = event.loc[patients].to_numpy(dtype=np.int64)
+    codes = rows["cancer_type"].to_numpy(dtype=str)
+    fold = deal_folds(names, codes, events, folds=key.folds, seed=key.seed, site=site.name)
+    v = encode_covariates(rows, key.covariates, site.name)
+    return Cohort(x, v, time.loc[patients].to_numpy(dtype=np.float64), events, cancer, fold, names)
+
+
+def clinical_by_patient(site: SiteFolder, *, outcome: bool) -> pd.DataFrame:
+    """The clinical table by patient; rows without a name are left out, a name that stands twice is refused."""
+    table = read_clinical(site, outcome=outcome)
+    table = table[table["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
+    if table.index.duplicated().any():
+        raise Refusal(
+            f"site {site.name}: {int(table.index.duplicated().sum())} duplicate patients in the clinical table; run `oncofed site check`"
+        )
+    return table
+
+
+def expression_of(
+    site: SiteFolder, names: pd.Index, wanted: pd.Index, panel: GenePanel
+) -> tuple[list[str], np.ndarray]:
+    """Those of `wanted` who have expression, in order, and their values `[N, G]` on a log-like scale, NaN where missing.
+
+    `names` are all patients of the clinical table: they tell which axis of the expression table is the patients'.
+    """
+    expression = read_expression(site, names)
+    if expression.index.duplicated().any() or expression.columns.duplicated().any():
+        raise Refusal(
+            f"site {site.name}: duplicate patients or genes in the expression table; run `oncofed site check`"
+        )
+    patients = sorted(wanted.intersection(expression.index))
     try:
         values = expression.loc[patients].to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError):
@@ -132,15 +154,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     whole = pd.DataFrame(
         harmonise(values, site.description.expression_unit), index=patients, columns=expression.columns
     )
-    x = whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
-    rows = clinical.loc[patients]
-    cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
-    names = np.array(patients, dtype=str)
-    events = event.loc[patients].to_numpy(dtype=np.int64)
-    codes = rows["cancer_type"].to_numpy(dtype=str)
-    fold = deal_folds(names, codes, events, folds=key.folds, seed=key.seed, site=site.name)
-    v = encode_covariates(rows, key.covariates, site.name)
-    return Cohort(x, v, time.loc[patients].to_numpy(dtype=np.float64), events, cancer, fold, names)
+    return patients, whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
 
 
 def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str) -> np.ndarray:
@@ -155,7 +169,8 @@ def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str
             values[np.isinf(values)] = np.nan
             columns.append(values)
         else:
-            text = rows[c.column].astype("string").str.strip().str.lower()
+            # whole numbers beside an empty cell are read as 1.0, 2.0: as text they must be 1, 2
+            text = rows[c.column].convert_dtypes().astype("string").str.strip().str.lower()
             known = text.isin([level.lower() for level in c.levels]).to_numpy(dtype=bool, na_value=False)
             other = int((text.notna().to_numpy() & ~known).sum())
             if other:

@@ -6,6 +6,8 @@ sums over patients. Shapes: B patients, G genes, D width, Z latent, E experts.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from oncofed.common.blocks import Blocks
 from oncofed.common.models.gene_moe import Encoder
@@ -79,7 +81,7 @@ class Critic(nn.Module):
     def __init__(self, genes: int, width: int) -> None:
         super().__init__()
         sizes = (genes, width, max(width // 2, 1), max(width // 4, 1))
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.Mish())]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Mish())]
         # No bias: only differences of verdicts count, so its gradient is zero.
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1, bias=False))
 

@@ -82,6 +82,7 @@ def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
         expert_dtype=m.expert_dtype,
         cancers=len(sizes.cancers) if sees_cancer else 0,
         gate_prior=m.gate_prior,
+        expert_scale=m.expert_scale if m.shared_expert else 1.0,
     )
     return Encoder(sizes.genes, settings)
 

@@ -46,6 +46,7 @@ class EncoderSettings:
     expert_dtype: str
     cancers: int
     gate_prior: float
+    expert_scale: float
 
 
 class Encoder(nn.Module):
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         h_BD = x_BG.new_zeros(len(x_BG), s.width)
         if self.experts is not None and self.gate is not None:
             gate_BE, logits[EXPERT] = self.gate(x_BG, cancer_B, generator, index if group == EXPERT else None)
-            h_BD = self._mix(self.experts, x_BG, gate_BE)
+            h_BD = s.expert_scale * self._mix(self.experts, x_BG, gate_BE)
             shares[EXPERT] = gate_BE
         if self.shared is not None and group != SHARED:
             h_BD = h_BD + self._mix(self.shared, x_BG, x_BG.new_ones(len(x_BG), 1))

@@ -26,8 +26,8 @@ class NoisyTopKGate(nn.Module):
     """Noisy top-k gate with registered, trained weights (Shazeer et al. 2017, arXiv 1701.06538, eq. 3-5).
 
     The input is layer-normalised; an optional row of logits per cancer type is added, so that the gate can route by it.
-    `prior` is the deviation of those rows at first: with 0 all cancers begin alike and the gate must find out by itself,
-    with more each begins at experts of its own drawing, as in hash layers (Roller et al. 2021), and goes on from there.
+    `prior` is the lead in those rows that a cancer's first experts begin with, dealt round the table as in hash layers (Roller
+    et al. 2021, arXiv 2106.04426): with 0 all cancers begin alike and the gate must find out by itself.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class NoisyTopKGate(nn.Module):
         self.norm = nn.LayerNorm(inputs)
         self.weight = nn.Parameter(torch.randn(inputs, experts) * 1e-3)
         self.noise = nn.Parameter(torch.zeros(inputs, experts)) if noise else None
-        self.cancer = nn.Parameter(torch.randn(cancers, experts) * prior) if cancers else None
+        self.cancer = nn.Parameter(_first_experts(cancers, experts, top_k) * prior) if cancers else None
 
     def forward(
         self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None, off: int | None = None
@@ -61,6 +61,16 @@ class NoisyTopKGate(nn.Module):
         top_BK, index_BK = logits_BE.topk(self.top_k, dim=-1)
         gate_BE = torch.zeros_like(logits_BE).scatter(1, index_BK, torch.softmax(top_BK, dim=-1))
         return gate_BE, clean_BE
+
+
+def _first_experts(cancers: int, experts: int, top_k: int) -> Tensor:
+    """0/1 rows `[cancers, experts]`: top-k neighbours each, so that all experts are used and no two cancers share all of them
+    while there are experts enough."""
+    rows = torch.zeros(cancers, experts)
+    for c in range(cancers):
+        stride = 1 + (c // experts) % max(experts - 1, 1)
+        rows[c, [(c + j * stride) % experts for j in range(top_k)]] = 1.0
+    return rows
 
 
 def balance_penalty(clean_BE: Tensor, load_E: Tensor) -> Tensor:

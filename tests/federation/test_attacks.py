@@ -12,15 +12,18 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from oncofed.client.app import app as client_app
+from oncofed.client.data.cohort import cohort_key, open_cohort
+from oncofed.client.data.site import SiteFolder
 from oncofed.common import wire
 from oncofed.common.panel import GenePanel
+from oncofed.common.scaling import Scaling
 from oncofed.common.study import Study
 from oncofed.deploy.compare import common_patients, difference
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.app import run_study
 from oncofed.server.checkpoint import load_arrays
-from oncofed.server.fold import greeting
+from oncofed.server.inquiry import greeting
 from oncofed.server.roster import NotEnoughSites
 
 NODES = [{"partition-id": i, "num-partitions": 4} for i in range(4)]
@@ -48,8 +51,17 @@ def test_the_honest_question_is_answered(consortium: Path, small_study: Make) ->
         ({"training__batch_size": 1, "training__local_steps": 1}, {}, "rests on 1 patients"),
         ({"splits__folds": 1000}, {}, "wants 1000 folds"),
         ({"training__local_steps": 10**6}, {}, "wants 1000000 local steps"),
-        ({}, {"fold": 77}, "fold 77, round 0 is not part of the study"),
-        ({}, {"fold": -1}, "fold -1, round 0 is not part"),
+        ({"pretraining__rounds": 600, "training__rounds": 600}, {}, "wants 1200 rounds"),
+        ({"pretraining__rounds": 1, "pretraining__local_steps": 10**6}, {}, "wants 1000000 local steps"),
+        (
+            {"pretraining__rounds": 1, "pretraining__local_steps": 3, "pretraining__batch_size": 3},
+            {},
+            "rests on 9 patients",
+        ),
+        ({}, {"fold": 77}, "fold 77, phase 'train', round 0 is not part of the study"),
+        ({}, {"fold": -1}, "fold -1, phase 'train', round 0 is not part"),
+        ({}, {"phase": "pretrain"}, "phase 'pretrain', round 0 is not part"),
+        ({"pretraining__rounds": 1}, {"phase": "pretrain", "round": 2}, "phase 'pretrain', round 2 is not part"),
         ({}, {"round": 999999}, "round 999999 is not part"),
         ({}, {"panel_hash": "../../../../etc/passwd"}, "is no panel hash"),
         ({}, {"panel_hash": "0123456789abcdef"}, "the panel in the message has hash"),
@@ -61,6 +73,35 @@ def test_a_site_refuses_what_would_single_out_patients_or_leave_its_folder(
     consortium: Path, small_study: Make, keys: dict[str, Any], config: dict[str, Any], words: str
 ) -> None:
     assert words in ask(consortium, small_study(**keys), **config)
+
+
+@pytest.mark.parametrize("question", ["moments", "powers"])
+def test_a_site_keeps_the_expression_of_cancers_with_few_patients_to_itself(
+    consortium: Path, small_study: Make, question: str
+) -> None:
+    """A sum over one patient is the patient: cells of fewer than 10 (of powers: 15) training patients leave as zeros."""
+    study, panel, cancers = small_study(), GenePanel(("GENE0000", "GENE0001")), ("BRCA", "COADREAD", "LUAD")
+    seen = set()
+    for i, folder in enumerate(sorted(p for p in consortium.iterdir() if p.is_dir())):
+        site = SiteFolder.open(folder)
+        key = cohort_key(site, study, panel, cancers)
+        cohort = open_cohort(key, site, folder / ".oncofed", panel)
+        count = np.bincount(cohort.cancer[cohort.fold != 0], minlength=3)
+        one = np.ones((3, 2))
+        config = {"fold": 0, "round": 0, "panel_hash": panel.hash, "genes": list(panel.genes), "cancers": list(cancers)}
+        arrays = None
+        if question == "powers":
+            config, arrays = config | {"powers": True}, Scaling(one * 7, one * 2, one, one * 0, one).arrays()
+        grid = InProcessGrid(client_app, [NODES[i]], {"sites": str(consortium)})
+        content = wire.request({**greeting(study), **config}, arrays)
+        (reply,) = grid.send_and_receive([Message(content, 1000, wire.STATISTICS)])
+        sums = wire.read_arrays(reply.content)
+        few = count < (10 if question == "moments" else 15)
+        for name in ("n", "sum") if question == "moments" else ("n", "power_sum"):
+            assert (sums[name][few] == 0).all(), name
+            assert (sums[name][~few] != 0).all(), name
+        seen |= set(few.tolist())
+    assert seen == {True, False}  # there are both kinds of cells
 
 
 def test_a_clinical_table_without_header_does_not_leave_in_the_refusal(tmp_path: Path, small_study: Make) -> None:
@@ -88,6 +129,7 @@ def answering(change: Callable[[str, RecordDict], None]) -> ClientApp:
 
     app.query("hello")(wrap)
     app.query("statistics")(wrap)
+    app.query("explain")(wrap)
     app.train()(wrap)
     app.evaluate()(wrap)
     return app
@@ -170,7 +212,7 @@ def test_resume_keeps_the_scale_that_the_weights_were_learned_on(
 
     with pytest.raises(NotEnoughSites):
         run_study(study, InProcessGrid(client_app, NODES, {"sites": str(consortium)}, fault=stops))
-    checkpoint, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0.safetensors")
+    checkpoint, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0-train.safetensors")
 
     def absent(m: Message) -> str | None:
         return "error" if m.metadata.message_type == "query.statistics" and m.metadata.dst_node_id == 1000 else None
@@ -179,7 +221,8 @@ def test_resume_keeps_the_scale_that_the_weights_were_learned_on(
         study.changed(runtime__resume=True), InProcessGrid(client_app, NODES, {"sites": str(consortium)}, fault=absent)
     )
     model, _ = load_arrays(Path(study.runtime.out) / "model-fold-0.safetensors")
-    np.testing.assert_array_equal(model["mean"], checkpoint["scaling/mean"])
+    for name in ("mean", "sd", "power", "centre", "spread"):
+        np.testing.assert_array_equal(model[f"scaling/{name}"], checkpoint[f"frame/scaling/{name}"])
 
 
 def predictions(site_rows: int = 30) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from oncofed.deploy import cli
+from oncofed.deploy import cli, compare_survival
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -48,10 +48,34 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     patients = sum(sum(row) for row in comparison["cohort"]["patients"])
     assert patients == sum(row["patients"] for row in comparison["sites"])
     html = (out / "report.html").read_text()
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 7
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)  # one file, nothing fetched
     assert "AAC-0" not in html  # no patient
     assert "AAC-0" not in (out / "comparison.json").read_text()
+    (out / "report.html").unlink()
+    code, text = call("study", "report", str(out))  # what a coordinator without the sites' folders can draw
+    assert code == 0
+    html = (out / "report.html").read_text()
+    assert html.count("<svg") == 5
+    assert "AAC-0" not in html
+
+
+def test_ablations_fill_a_table(tmp_path: Path) -> None:
+    sites, out = str(tmp_path / "sites"), tmp_path / "out"
+    call("data", "synth", "--out", sites, "--sites", "3", "--patients", "150", "--genes", "90")
+    keys = ("model.size=tiny", "training.rounds=1", "training.evaluate_every=0", "splits.only=0", "splits.folds=3")
+    arguments = [part for key in keys for part in ("-s", key)]
+    names = "dense perceptron of equal size,FedAvg instead of evidence"
+    code, text = call("ablate", sites, "--out", str(out), "--only", names, *arguments)
+    assert code == 0
+    assert "FedAvg instead" in text
+    result = json.loads((out / "ablations.json").read_text())
+    assert list(result["methods"]) == ["as it is", *names.split(",")]
+    whole, dense = (result["methods"][n]["cost"]["parameters"] for n in ("as it is", "dense perceptron of equal size"))
+    assert dense / whole == pytest.approx(1.0, abs=0.05)
+    assert (out / "ablations.svg").exists()
+    with pytest.raises(ValueError, match="no ablation of this study; it has no attention experts"):
+        call("ablate", sites, "--out", str(out), "--only", "no gate", *arguments)
 
 
 def test_site_check_says_no_with_exit_code_1(tmp_path: Path) -> None:
@@ -89,7 +113,9 @@ def test_mistakes_are_one_line_and_exit_code_1(
 
 def test_unknown_method_is_refused_before_any_work(tmp_path: Path) -> None:
     call("data", "synth", "--out", str(tmp_path / "sites"), "--sites", "2", "--patients", "60", "--genes", "90")
-    with pytest.raises(ValueError, match="--compare polled: unknown; choose from pooled,local,ridge,fedavg"):
+    known = ",".join(compare_survival.METHODS)
+    assert known.startswith("pooled,local,ridge,")
+    with pytest.raises(ValueError, match=f"--compare polled: unknown; choose from {known}"):
         call("simulate", str(tmp_path / "sites"), "--compare", "polled", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -49,6 +49,7 @@ def tampering(change: Callable[[str, RecordDict], None]) -> ClientApp:
 
     app.query("hello")(wrap("hello"))
     app.query("statistics")(wrap("statistics"))
+    app.query("explain")(wrap("explain"))
     app.train()(wrap("train"))
     app.evaluate()(wrap("evaluate"))
     return app
@@ -60,6 +61,7 @@ def test_learns_what_the_consortium_hides(consortium: Path, tmp_path: Path, smal
         training__optimizer="sgd",
         training__learning_rate=0.02,
         training__evaluate_every=0,
+        analysis__experts=False,
         splits__only=[],
     )
     done = simulate(study, consortium)
@@ -129,14 +131,14 @@ def test_a_failing_site_is_left_out_of_its_round_by_name(
 def poison(kind: str, content: RecordDict) -> None:
     if kind == "train":
         arrays = {k: v.copy() for k, v in wire.read_arrays(content).items()}
-        arrays["latent.weight"][0, 0] = np.nan
+        arrays["encoder.latent.weight"][0, 0] = np.nan
         content["arrays"] = wire.pack_arrays(arrays)
 
 
 def reshape(kind: str, content: RecordDict) -> None:
     if kind == "train":
         arrays = wire.read_arrays(content)
-        content["arrays"] = wire.pack_arrays(arrays | {"latent.weight": arrays["latent.weight"][:, :3]})
+        content["arrays"] = wire.pack_arrays(arrays | {"encoder.latent.weight": arrays["encoder.latent.weight"][:, :3]})
 
 
 def rename(kind: str, content: RecordDict) -> None:
@@ -154,15 +156,15 @@ def other_panel(kind: str, content: RecordDict) -> None:
 def explode(kind: str, content: RecordDict) -> None:
     if kind == "train":
         arrays = {k: v.copy() for k, v in wire.read_arrays(content).items()}
-        arrays["latent.weight"][0, 0] = 1e8
+        arrays["encoder.latent.weight"][0, 0] = 1e8
         content["arrays"] = wire.pack_arrays(arrays)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (poison, "'latent.weight' holds values that are not finite"),
-        (reshape, r"'latent.weight' has shape \(8, 3\), wanted \(8, 16\)"),
+        (poison, "'encoder.latent.weight' holds values that are not finite"),
+        (reshape, r"'encoder.latent.weight' has shape \(8, 3\), wanted \(8, 16\)"),
         (rename, "other arrays than the model"),
         (other_panel, "answers {'panel_hash': '0123456789abcdef'}"),
         (explode, "reaches 1e\\+08, too large"),
@@ -207,7 +209,7 @@ def test_a_server_of_another_protocol_gets_no_answer(
     real = wire.request
     monkeypatch.setattr(wire, "request", lambda c, a=None: _aged(real(c, a)))
     with pytest.raises(NotEnoughSites, match="the server speaks oncofed protocol 0"):
-        run(small_study(), consortium)
+        run(small_study(runtime__wait_sites_s=0.5), consortium)
 
 
 def _aged(content: RecordDict) -> RecordDict:
@@ -216,14 +218,14 @@ def _aged(content: RecordDict) -> RecordDict:
 
 
 def test_too_few_sites_stop_the_study_with_the_reasons(consortium: Path, small_study: Make) -> None:
-    with pytest.raises(NotEnoughSites, match=r"4 sites online after 2 s, aggregation.min_sites = 9"):
-        run(small_study(aggregation__min_sites=9), consortium)
+    with pytest.raises(NotEnoughSites, match=r"4 sites online after 0.5 s, aggregation.min_sites = 9"):
+        run(small_study(aggregation__min_sites=9, runtime__wait_sites_s=0.5), consortium)
 
 
 def test_an_exception_at_a_site_does_not_tell_its_text(
     consortium: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leak(self: object, cohort: object) -> None:
+    def leak(self: object) -> None:
         raise KeyError("TCGA-SECRET-01")
 
     monkeypatch.setattr("oncofed.client.session.Session.train", leak)
@@ -256,7 +258,8 @@ def test_everything_that_leaves_is_in_the_release_log(tmp_path: Path, small_stud
     )
     results = run(small_study(training__evaluate_every=0), tmp_path / "sites")
     lines = [json.loads(line) for line in (folders[0] / ".oncofed" / "release-log.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["query.hello", "query.statistics", "train", "train", "evaluate"]
+    asked = ["query.hello", "query.statistics", "query.statistics", "train", "train", "evaluate", "query.explain"]
+    assert [line["kind"] for line in lines] == asked
     sent = sum(
         json.loads(line)["bytes"]
         for f in folders
@@ -302,7 +305,7 @@ def test_two_nodes_of_one_name_are_not_counted_twice(consortium: Path, small_stu
 def test_a_real_node_never_takes_its_data_folder_from_the_study(consortium: Path, small_study: Make) -> None:
     grid = InProcessGrid(client_app, [{}], {"sites": str(consortium)})
     with pytest.raises(NotEnoughSites, match="the node has no data"):
-        run_study(small_study(aggregation__min_sites=1), grid)
+        run_study(small_study(aggregation__min_sites=1, runtime__wait_sites_s=0.5), grid)
 
 
 def test_refit_trains_on_everybody(consortium: Path, small_study: Make) -> None:
@@ -325,6 +328,13 @@ def test_refit_trains_on_everybody(consortium: Path, small_study: Make) -> None:
         {"training__optimizer": "sgd", "training__batch_size": 0},
         {"model__dispatch": "dense"},
         {"model__expert_dtype": "bfloat16"},
+        {"model__cancer_head": 0.0, "model__gate_sees_cancer": False, "model__shared_expert": False},
+        {"model__experts": 0, "model__attention_experts": 0},
+        {"model__experts": 1, "model__top_k": 1, "model__attention_experts": 1, "model__attention_top_k": 1},
+        {"panel__scale_by": "all", "panel__powers": False},
+        {"training__optimizer": "adam", "training__schedule": "cosine"},
+        {"task__kind": "classification", "panel__covariates": ["age"]},
+        {"analysis__attributions": True, "analysis__experts": False, "analysis__steps": 2},
     ],
 )
 def test_every_choice_of_the_study_runs(consortium: Path, small_study: Make, keys: dict[str, object]) -> None:

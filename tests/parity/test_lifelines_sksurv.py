@@ -12,7 +12,7 @@ from lifelines import CoxPHFitter, PiecewiseExponentialFitter
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts, survival_sums
 from oncofed.common.survival import TimeGrid, piecewise_exponential_loss
-from oncofed.deploy.reference import ridge_path
+from oncofed.deploy.ridge import COVARIATE_PENALTY, Inputs, ridge_path
 from sksurv.metrics import concordance_index_censored
 
 
@@ -112,10 +112,50 @@ def test_ridge_equals_lifelines_stratified_ridge_cox() -> None:
     cancer = rng.integers(0, 3, n)
     time = rng.exponential(np.exp(-x[:, 0] + 0.5 * x[:, 1]) * (1 + cancer))
     event = rng.integers(0, 2, n)
-    cohort = Cohort(x.astype(np.float32), time, event, cancer, np.zeros(n, int), np.arange(n).astype(str))
+    data = ridge_inputs(x, np.empty((n, 0)), time, event, cancer)
     frame = pd.DataFrame(x).assign(time=time, event=event, cancer=cancer)
     frame.columns = frame.columns.astype(str)
-    for penalty, beta in zip((0.05, 0.5), ridge_path(x, cohort, (0.05, 0.5)), strict=True):
+    for penalty, predict in zip((0.05, 0.5), ridge_path(data, 3, (0.05, 0.5)), strict=True):
         # lifelines divides the likelihood by n, ours is the mean over events: the penalties relate by events / n
         theirs = CoxPHFitter(penalizer=penalty * event.sum() / n).fit(frame, "time", "event", strata=["cancer"])
+        # the risk of a patient who has one gene alone, at 1, is that gene's coefficient
+        beta = predict(ridge_inputs(np.eye(g), np.empty((g, 0)), *(a[:g] for a in (time, event, cancer))))
         np.testing.assert_allclose(beta, theirs.params_.to_numpy(), atol=2e-4)
+
+
+def ridge_inputs(
+    x: np.ndarray, v: np.ndarray, time: np.ndarray, event: np.ndarray, cancer: np.ndarray, own: bool = False
+) -> Inputs:
+    n = len(x)
+    cohort = Cohort(x.astype(np.float32), v, time, event, cancer, np.zeros(n, int), np.arange(n).astype(str))
+    return Inputs(x, v, cohort, own)
+
+
+def test_ridge_shrinks_covariates_by_a_penalty_of_their_own() -> None:
+    rng = np.random.default_rng(5)
+    n = 300
+    x, v = rng.normal(size=(n, 3)), rng.normal(size=(n, 1))
+    x, v = ((a - a.mean(0)) / a.std(0, ddof=1) for a in (x, v))
+    cancer, event = rng.integers(0, 2, n), rng.integers(0, 2, n)
+    time = rng.exponential(np.exp(-0.8 * v[:, 0] - 0.5 * x[:, 0]))
+    predict = next(ridge_path(ridge_inputs(x, v, time, event, cancer), 2, (5.0,)))
+    ours = predict(ridge_inputs(np.eye(4)[:, :3], np.eye(4)[:, 3:], *(a[:4] for a in (time, event, cancer))))
+    frame = pd.DataFrame(np.hstack([x, v]), columns=list("abcd")).assign(time=time, event=event, cancer=cancer)
+    strength = np.array([5.0, 5.0, 5.0, COVARIATE_PENALTY]) * event.sum() / n
+    theirs = CoxPHFitter(penalizer=strength).fit(frame, "time", "event", strata=["cancer"])
+    np.testing.assert_allclose(ours, theirs.params_.to_numpy(), atol=2e-4)
+
+
+def test_own_coefficients_equal_a_ridge_on_genes_written_once_for_all_and_once_by_cancer() -> None:
+    rng = np.random.default_rng(6)
+    n, g = 200, 3
+    x, cancer, event = rng.normal(size=(n, g)), rng.integers(0, 2, n), rng.integers(0, 2, n)
+    time = rng.exponential(np.exp(-x[:, 0] * (2 * cancer - 1)))  # the gene that matters, with opposite signs
+    v = np.empty((n, 0))
+    own = next(ridge_path(ridge_inputs(x, v, time, event, cancer, own=True), 2, (0.1,)))
+    wide = np.hstack([x, x * (cancer == 0)[:, None], x * (cancer == 1)[:, None]])
+    copies = next(ridge_path(ridge_inputs(wide, v, time, event, cancer), 2, (0.1,)))
+    risk = own(ridge_inputs(x, v, time, event, cancer, own=True))
+    np.testing.assert_allclose(risk, copies(ridge_inputs(wide, v, time, event, cancer)), atol=1e-4)
+    assert np.corrcoef(risk[cancer == 0], x[cancer == 0, 0])[0, 1] < -0.5
+    assert np.corrcoef(risk[cancer == 1], x[cancer == 1, 0])[0, 1] > 0.5

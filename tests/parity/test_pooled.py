@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort
-from oncofed.client.train import Batch, train_locally
+from oncofed.client.train import train_locally
 from oncofed.common.blocks import EVIDENCE
-from oncofed.common.models.build import build_model, get_weights, set_weights
+from oncofed.common.covariates import input_names
+from oncofed.common.models.build import Sizes, build_model, get_weights, set_weights
+from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.scaling import Scaling, moments
 from oncofed.common.study import Study
 from oncofed.common.survival import TimeGrid, piecewise_exponential_loss
 from oncofed.server.aggregate import Accumulator, mean_by_block
-from oncofed.server.fold import scaling_from
 from oncofed.server.strategy import EvidenceStrategy
 
 GRID = TimeGrid((0.0, 6.0))
@@ -22,19 +27,29 @@ GENES = 6
 
 def cohort(n: int, mix: list[float], seed: int) -> Cohort:
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, GENES)).astype(np.float32)
+    x, age = rng.normal(size=(n, GENES)).astype(np.float32), rng.normal(size=(n, 1)).astype(np.float32)
     cancer = rng.choice(3, n, p=mix)
-    death = rng.exponential(np.array([20.0, 10.0, 30.0])[cancer] * np.exp(-x[:, 0]))
+    death = rng.exponential(np.array([20.0, 10.0, 30.0])[cancer] * np.exp(-x[:, 0] - age[:, 0]))
     stop = rng.uniform(2, 40, n)
     event = (death <= stop).astype(np.int64)
-    return Cohort(x, np.minimum(death, stop) + 0.05, event, cancer, np.zeros(n, int), np.arange(n).astype(str))
+    time, names = np.minimum(death, stop) + 0.05, np.arange(n).astype(str)
+    return Cohort(x, age, time, event, cancer, np.zeros(n, int), names)
 
 
 SITES = [cohort(70, [0.8, 0.2, 0.0], 0), cohort(40, [0.0, 0.3, 0.7], 1), cohort(25, [0.1, 0.1, 0.8], 2)]
 
 
-def batch(c: Cohort) -> Batch:
-    return Batch.of(c, np.zeros(GENES), np.ones(GENES), GRID, torch.device("cpu"))
+def batch(c: Cohort, s: Study) -> Batch:
+    """The cohort as it is; the age is there when the study names it."""
+    zero, one, v = np.zeros((1, GENES)), np.ones((1, GENES)), len(s.panel.covariates)
+    lens = Lens(Scaling(zero, one, one, zero, one), (np.zeros(v), np.ones(v)), GRID)
+    return Batch.of(dataclasses.replace(c, v_NV=c.v_NV[:, :v]), lens, torch.device("cpu"))
+
+
+def build(s: Study) -> GeneMOE:
+    model = build_model(s, Sizes(GENES, CANCERS, len(GRID), len(input_names(s.panel.covariates))))
+    assert isinstance(model, GeneMOE)
+    return model
 
 
 def study(**keys: object) -> Study:
@@ -61,11 +76,10 @@ def study(**keys: object) -> Study:
 
 
 def federated(s: Study, rounds: int, cohorts: list[Cohort]) -> dict[str, np.ndarray]:
-    model = build_model(s, genes=GENES, cancers=CANCERS, intervals=len(GRID))
-    weights = {n: v.copy() for n, v in get_weights(model).items()}
-    weights["log_baseline"][:] = -3.0
-    strategy = EvidenceStrategy(s.aggregation, model.blocks(), weights, model.mixtures())
-    batches = [batch(c) for c in cohorts]
+    model = build(s)
+    strategy = EvidenceStrategy.of(s.aggregation, model)
+    strategy.weights["head.log_baseline"][:] = -3.0
+    batches = [batch(c, s) for c in cohorts]
     for r in range(1, rounds + 1):
         shapes = {n: v.shape for n, v in strategy.weights.items()} | {EVIDENCE: (len(strategy.blocks.names),)}
         accumulator = Accumulator(shapes)
@@ -76,13 +90,23 @@ def federated(s: Study, rounds: int, cohorts: list[Cohort]) -> dict[str, np.ndar
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "evidence"])
-def test_whole_model_follows_the_pooled_path(rule: str) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model__cancer_head": 0.0},
+        {"model__cancer_head": 2.0, "panel__covariates": ["age"], "training__weight_decay": 0.5},
+        {"model__experts": 0, "model__attention_experts": 0, "panel__covariates": ["age"]},
+    ],
+    ids=["one-head", "own-heads-and-covariates", "perceptron"],
+)
+def test_whole_model_follows_the_pooled_path(rule: str, keys: dict[str, object]) -> None:
     """One full-batch step a round: FedAvg of site means, and evidence of block means, are pooled gradient descent."""
-    s = study(aggregation__rule=rule)
+    s = study(aggregation__rule=rule, **keys)
     a = federated(s, 15, SITES)
     b = federated(s, 15, [Cohort.concatenate(SITES)])
-    moved = max(float(np.abs(a[n] - a0).max()) for n, a0 in federated(s, 0, SITES).items())
-    assert moved > 0.05
+    moved = {n: float(np.abs(a[n] - a0).max()) for n, a0 in federated(s, 0, SITES).items()}
+    for name in ("encoder.shared.weight", *(n for n in moved if n.startswith("head."))):
+        assert moved[name] > 0.01, name
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=2e-6, err_msg=name)
 
@@ -144,14 +168,14 @@ def test_piecewise_exponential_regression_reaches_the_pooled_maximum(rule: str) 
 def test_model_reaches_the_pooled_loss_by_evidence() -> None:
     """Through the product's own path: the federation's loss on all patients equals the pooled one after many rounds."""
     s = study(model__attention_experts=0, training__learning_rate=0.1)
-    everybody = batch(Cohort.concatenate(SITES))
+    everybody = batch(Cohort.concatenate(SITES), s)
     losses = []
     for cohorts in (SITES, [Cohort.concatenate(SITES)]):
-        model = build_model(s, genes=GENES, cancers=CANCERS, intervals=len(GRID))
+        model = build(s)
         set_weights(model, federated(s, 150, cohorts))
-        out = model(everybody.x_BG, everybody.cancer_B)
+        out = everybody.through(model)
         parts = (everybody.exposure_BK, everybody.interval_B, everybody.event_B, everybody.cancer_B)
-        losses.append(float(piecewise_exponential_loss(out.risk, model.log_baseline, *parts).mean().detach()))
+        losses.append(float(piecewise_exponential_loss(out.risk, model.head.log_baseline, *parts).mean().detach()))
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -159,15 +183,13 @@ def test_federated_scaling_equals_pooled() -> None:
     rng = np.random.default_rng(0)
     sites = [rng.normal(7, 2, (n, 5)) for n in (3, 40, 11)]
     sites[0][:, 2] = np.nan
-    accumulator = Accumulator({"n": (5,), "sum": (5,), "squares": (5,)}, bits=30)
+    accumulator = Accumulator(dict.fromkeys(("n", "sum", "squares"), (1, 5)), bits=30)
     for x in sites:
-        present = ~np.isnan(x)
-        filled = np.where(present, x, 0.0)
-        accumulator.add({"n": present.sum(0) * 1.0, "sum": filled.sum(0), "squares": (filled**2).sum(0)})
-    scaling = scaling_from(accumulator.total())
+        accumulator.add(moments(x, np.zeros(len(x), dtype=int), 1))
+    scaling = Scaling.from_moments(accumulator.total())
     pooled = np.concatenate(sites)
-    np.testing.assert_allclose(scaling["mean"], np.nanmean(pooled, axis=0), atol=1e-8)
-    np.testing.assert_allclose(scaling["sd"], np.nanstd(pooled, axis=0), atol=1e-7)
+    np.testing.assert_allclose(scaling.mean[0], np.nanmean(pooled, axis=0), atol=1e-8)
+    np.testing.assert_allclose(scaling.sd[0], np.nanstd(pooled, axis=0), atol=1e-7)
 
 
 def test_clipping_does_not_depend_on_the_aggregation_rule() -> None:
@@ -175,11 +197,11 @@ def test_clipping_does_not_depend_on_the_aggregation_rule() -> None:
     steps = []
     for rule in ("fedavg", "evidence"):
         s = study(aggregation__rule=rule, training__clip_norm=0.05)
-        model = build_model(s, genes=GENES, cancers=CANCERS, intervals=len(GRID))
+        model = build(s)
         weights = {n: v.copy() for n, v in get_weights(model).items()}
         load = {group: np.full(n, 1.0 / n) for group, n in model.mixtures().items()}
-        total, _ = train_locally(model, weights, batch(SITES[0]), s, round_=1, seed=0, load=load)
+        total, _ = train_locally(model, weights, batch(SITES[0], s), s, round_=1, seed=0, load=load)
         trunk = list(model.blocks().names).index("trunk")
-        steps.append(total["shared.weight"] / total[EVIDENCE][trunk])
+        steps.append(total["encoder.shared.weight"] / total[EVIDENCE][trunk])
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-6)
     assert 0 < np.linalg.norm(steps[0]) <= 0.05 * 0.05 * (1 + 1e-6)  # rate times the bound

@@ -52,16 +52,36 @@ def test_cancer_type_can_decide_the_route() -> None:
     assert g.argmax(1).tolist() == [0, 3] * 5
 
 
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_an_expert_switched_off_gets_nothing_and_the_others_share_everything(k: int, seed: int | None) -> None:
+    gate = NoisyTopKGate(12, 4, k, cancers=2)
+    x, c = torch.randn(50, 12), torch.arange(50) % 2
+    draw = [None if seed is None else generator(seed) for _ in range(2)]
+    whole, clean = gate(x, c, draw[0])
+    g, clean_off = gate(x, c, draw[1], off=2)
+    assert (g[:, 2] == 0).all()
+    assert ((g > 0).sum(1) == min(k, 3)).all()  # the next best takes its place, where there is one
+    torch.testing.assert_close(g.sum(1), torch.ones(50))
+    torch.testing.assert_close(clean, clean_off, rtol=0, atol=0)  # what explains the gate does not change
+    untouched = whole[:, 2] == 0
+    torch.testing.assert_close(g[untouched], whole[untouched], rtol=0, atol=0)
+    assert (whole[:, 2] > 0).any()
+
+
 def sparse_gates(b: int, e: int, k: int) -> torch.Tensor:
     top, index = torch.randn(b, e, dtype=torch.float64).topk(k, dim=1)
     return torch.zeros(b, e, dtype=torch.float64).scatter(1, index, torch.softmax(top, 1))
 
 
 @pytest.mark.parametrize(("experts", "k", "unused"), [(5, 2, None), (4, 1, 2), (3, 3, None)])
-@pytest.mark.parametrize("kind", ["expert", "attention"])
+@pytest.mark.parametrize("kind", ["expert", "adapted", "attention"])
 def test_routed_and_dense_dispatch_agree(kind: str, experts: int, k: int, unused: int | None) -> None:
     torch.manual_seed(0)
-    layer = (ExpertLayer(experts, 7, 7) if kind == "expert" else AttentionExperts(experts, 7)).double()
+    rank = 3 if kind == "adapted" else 0
+    layer = (AttentionExperts(experts, 7) if kind == "attention" else ExpertLayer(experts, 7, 7, rank=rank)).double()
+    if rank:
+        torch.nn.init.normal_(layer.adapter_out)
     x = torch.randn(17, 7, dtype=torch.float64)
     gate = sparse_gates(17, experts, k)
     if unused is not None:
@@ -91,6 +111,20 @@ def test_experts_merge_linearly() -> None:
     g = torch.softmax(torch.randn(6, 3), 1)
     torch.testing.assert_close(layer(x, g), torch.einsum("be,ebd->bd", g, alone))
     torch.testing.assert_close(alone[1], torch.tanh(x @ layer.weight[1] + layer.bias[1]))
+
+
+def test_adapters_begin_as_the_identity_and_then_add_a_low_rank_to_the_weights() -> None:
+    plain, adapted = ExpertLayer(3, 6, 5), ExpertLayer(3, 6, 5, rank=2)
+    x, g = torch.randn(8, 6), sparse_gates(8, 3, 2).float()
+    with torch.no_grad():
+        adapted.weight.copy_(plain.weight)
+        adapted.bias.normal_()
+        plain.bias.copy_(adapted.bias)
+        torch.testing.assert_close(adapted(x, g), plain(x, g), rtol=0, atol=0)
+        adapted.adapter_out.normal_()
+        assert not torch.allclose(adapted(x, g), plain(x, g))
+        plain.weight += adapted.adapter_in @ adapted.adapter_out
+    torch.testing.assert_close(adapted(x, g), plain(x, g), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_equals_its_definition() -> None:

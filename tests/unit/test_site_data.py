@@ -15,6 +15,8 @@ from oncofed.client.data.site import SiteDescription, SiteFolder, write_descript
 from oncofed.client.data.units import CLIP, harmonise
 from oncofed.common.errors import Refusal
 from oncofed.common.panel import GenePanel
+from oncofed.common.scaling import Scaling, groups
+from oncofed.common.study import Study
 
 PATIENTS = [f"P{i}" for i in range(12)]
 GENES = ["TP53", "EGFR", "KRAS", "MYC"]
@@ -171,9 +173,9 @@ def test_faults_of_the_folder_itself(tmp_path: Path) -> None:
     assert any("are both there" in f.problem for f in check_site(tmp_path).findings)
 
 
-def open_test_cohort(site: SiteFolder, work: Path, seed: int = 0) -> Cohort:
-    cancers = ("BRCA", "LUAD")
-    return open_cohort(cohort_key(site, PANEL, cancers, 3, seed), site, work, PANEL, cancers)
+def open_test_cohort(site: SiteFolder, work: Path, **keys: object) -> Cohort:
+    study = Study().changed(**({"splits__folds": 3} | keys))
+    return open_cohort(cohort_key(site, study, PANEL, ("BRCA", "LUAD")), site, work, PANEL)
 
 
 def test_cohort_orders_genes_by_panel_and_converts_months(tmp_path: Path) -> None:
@@ -183,7 +185,9 @@ def test_cohort_orders_genes_by_panel_and_converts_months(tmp_path: Path) -> Non
     np.testing.assert_allclose(c.x_NG[:, 0], expression().loc[sorted(PATIENTS), "EGFR"], rtol=1e-6)
     assert np.isnan(c.x_NG[:, 1]).all()
     assert c.time[c.patient.tolist().index("P4")] == 5 * 12
-    x = c.standardised(np.array([5.0, 1.0, 5.0]), np.array([2.0, 1.0, 2.0]))
+    mean, sd = np.array([[5.0, 1.0, 5.0]]), np.array([[2.0, 1.0, 2.0]])
+    one, zero = np.ones((1, 3)), np.zeros((1, 3))
+    x = Scaling(mean, sd, one, zero, one).apply(c.x_NG, groups(c.cancer, False))
     assert (x[:, 1] == 0).all()  # the federation's mean
     np.testing.assert_allclose(x[:, 0], (c.x_NG[:, 0] - 5) / 2, rtol=1e-6)
 

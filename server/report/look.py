@@ -1,0 +1,44 @@
+"""How the report's pictures look, and how they become text."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "federated": "#0b6e99",
+    "fedavg": "#d98a29",
+    "pooled": "#3f3f46",
+    "local": "#b03a5b",
+    "ridge": "#6b8e23",
+    "ridge-own": "#2e8b6f",
+    "ridge-powers": "#a3b18a",
+    "logistic": "#7a5195",
+}
+"""One colour a method, the same in every picture."""
+
+MIXTURES = {"expert": "first-layer experts", "attention": "attention experts", "shared": "shared"}
+"""Names of the mixtures for people."""
+
+STYLE = matplotlib.rc_context(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "oncofed",
+    }
+)
+"""Our look as a decorator: it holds while a picture is drawn and leaves the user's matplotlib alone."""
+
+
+def svg(figure: Figure, tight: bool = True) -> str:
+    """A figure as an SVG element, the same for the same numbers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight" if tight else None, metadata={"Date": None})
+    return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)

@@ -1,0 +1,228 @@
+"""Classification of the cancer type, whole: sites without outcomes, predictions, scores, comparison."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from oncofed.client.data.check import check_site
+from oncofed.client.data.site import list_sites
+from oncofed.common.metrics import macro_f1
+from oncofed.common.models.build import Sizes, build_model
+from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.study import Study
+from oncofed.deploy.compare import compare
+from oncofed.deploy.compare_classes import difference, summarise
+from oncofed.deploy.logistic import class_scores, in_span
+from oncofed.deploy.present import print_tables, write_comparison
+from oncofed.deploy.simulate import read_predictions
+from oncofed.deploy.split import split_pooled
+from oncofed.deploy.synth import SynthSettings, write_consortium
+from rich.console import Console
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+CANCERS = ["BRCA", "COADREAD", "LUAD"]
+METHODS = ("pooled", "local", "logistic", "fedavg")
+
+
+def classification(**dotted: Any) -> Study:
+    base = {
+        "name": "classes",
+        "task__kind": "classification",
+        "model__size": "tiny",
+        "training__rounds": 3,
+        "training__learning_rate": 0.02,
+        "splits__folds": 3,
+        "runtime__threads": 1,
+        "runtime__device": "cpu",
+    }
+    return Study().changed(**(base | dotted))
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three synthetic sites whose clinical tables have no outcome columns."""
+    out = tmp_path_factory.mktemp("classes") / "sites"
+    for folder in write_consortium(out, SynthSettings(sites=3, patients=180, genes=60, cancers=3, genes_per_program=8)):
+        clinical = pd.read_csv(folder / "clinical.csv").drop(columns=["time", "event"])
+        clinical.to_csv(folder / "clinical.csv", index=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def comparison(sites: Path) -> dict[str, Any]:
+    return compare(classification(runtime__out=str(sites.parent / "out")), sites, METHODS)
+
+
+@pytest.fixture(scope="module")
+def predictions(sites: Path, comparison: dict[str, Any]) -> pd.DataFrame:
+    """The federation's, as the sites wrote them."""
+    return read_predictions(list_sites(sites), "classes")
+
+
+def test_sites_without_outcomes_are_ready_and_told_so(sites: Path) -> None:
+    report = check_site(list_sites(sites)[0])
+    assert report.ok
+    assert [f.remedy for f in report.findings] == ["enough for classification; a survival study needs both"]
+    assert "without outcomes" in report.facts["patients"]
+
+
+def test_one_outcome_column_alone_is_a_fault(sites: Path, tmp_path: Path) -> None:
+    site = list_sites(sites)[0]
+    (tmp_path / "site.toml").write_text((site / "site.toml").read_text())
+    pd.read_csv(site / "clinical.csv").assign(event=1).to_csv(tmp_path / "clinical.csv", index=False)
+    assert "lacks columns ['time']" in check_site(tmp_path).findings[0].problem
+
+
+def test_predictions_stay_at_the_site_with_a_probability_for_each_type(sites: Path, predictions: pd.DataFrame) -> None:
+    file = list_sites(sites)[0] / ".oncofed" / "predictions" / "classes" / "fold-0.csv"
+    columns = ["patient", "cancer_type", "split", "predicted", *(f"p_{c}" for c in CANCERS)]
+    assert pd.read_csv(file).columns.tolist() == columns
+    p = predictions[[f"p_{c}" for c in CANCERS]].to_numpy()
+    np.testing.assert_allclose(p.sum(1), 1.0)
+    assert (np.array(CANCERS)[p.argmax(1)] == predictions["predicted"]).all()
+    test = predictions[predictions["split"] == "test"]
+    assert sorted(test["patient"]) == sorted(predictions["patient"].unique())  # each is held out once
+
+
+def test_scores_are_scikit_learns(comparison: dict[str, Any], predictions: pd.DataFrame) -> None:
+    test = predictions[predictions["split"] == "test"]
+    folds = [(t["cancer_type"], t["predicted"]) for _, t in test.groupby("fold")]
+    scores = comparison["methods"]["federated"]
+    mine = scores["macro_f1"]["value"]
+    assert mine == pytest.approx(np.mean([f1_score(a, b, average="macro", labels=a.unique()) for a, b in folds]))
+    assert scores["accuracy"]["value"] == pytest.approx(np.mean([accuracy_score(a, b) for a, b in folds]))
+    for i, cancer in enumerate(CANCERS):
+        known = [f1_score(a, b, average=None, labels=CANCERS)[i] for a, b in folds if cancer in set(a)]
+        assert scores["by_class"][cancer]["value"] == pytest.approx(np.mean(known))
+    assert comparison["confusion"]["cancers"] == CANCERS
+    together = confusion_matrix(test["cancer_type"], test["predicted"], labels=CANCERS)
+    assert comparison["confusion"]["counts"] == together.tolist()
+    # what the coordinator has from sums alone is what the sites' own files say
+    summed = sum(np.array(f["evaluation"]["confusion"]) for f in comparison["results"]["folds"])
+    np.testing.assert_array_equal(summed, together)
+    last = comparison["results"]["folds"][0]
+    assert last["curve"][-1]["test_macro_f1"] == pytest.approx(macro_f1(np.array(last["evaluation"]["confusion"])))
+
+
+def test_every_method_is_scored_and_paired(comparison: dict[str, Any]) -> None:
+    assert comparison["task"] == "classification"
+    assert list(comparison["methods"]) == ["federated", *METHODS]
+    assert set(comparison["differences"]) == set(METHODS)
+    for m in comparison["methods"].values():
+        for v in (m["macro_f1"], m["accuracy"], *m["by_class"].values()):
+            assert 0 <= v["low"] <= v["value"] <= v["high"] <= 1
+    assert comparison["methods"]["logistic"]["macro_f1"]["value"] > 0.85  # synthetic types are well apart
+    gap = comparison["differences"]["logistic"]
+    f1 = {name: m["macro_f1"]["value"] for name, m in comparison["methods"].items()}
+    assert gap["value"] == pytest.approx(f1["federated"] - f1["logistic"])
+    assert sum(row["patients"] for row in comparison["sites"]) == sum(map(sum, comparison["cohort"]["patients"]))
+    assert all(set(row["accuracy"]) == {"federated", *METHODS} for row in comparison["sites"])
+
+
+def test_tables_and_numbers_are_shown(comparison: dict[str, Any], tmp_path: Path) -> None:
+    write_comparison(comparison, tmp_path)
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["confusion"] == comparison["confusion"]
+    assert "AAC-0" not in (tmp_path / "comparison.json").read_text()  # no patient
+    text = StringIO()
+    print_tables(comparison, Console(file=text, width=80))
+    shown = " ".join(text.getvalue().split())
+    for words in ("macro-F1", "logistic", "F1 by cancer type", "true type in rows", "Accuracy within each site"):
+        assert words in shown
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+
+
+def test_methods_of_the_other_task_are_refused(sites: Path, tmp_path: Path) -> None:
+    study = classification(runtime__out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="--compare ridge: not for classification; choose from pooled,local,logistic"):
+        compare(study, sites, ("ridge",))
+    with pytest.raises(ValueError, match="--compare logistic: not for survival"):
+        compare(study.changed(task__kind="survival"), sites, ("logistic",))
+
+
+def test_references_train_on_every_site_but_the_held_out_one(sites: Path, tmp_path: Path) -> None:
+    names = ["Aachen", "Bergen"]
+    study = classification(splits__held_out_sites=names, runtime__out=str(tmp_path / "out"), name="unseen")
+    with pytest.raises(ValueError, match="--compare local: a site that is held out"):
+        compare(study, sites, ("local",))
+    result = compare(study, sites, ("logistic",))
+    assert [row["site"] for row in result["sites"]] == names
+    assert set(result["differences"]) == {"logistic"}
+    assert result["methods"]["logistic"]["accuracy"]["value"] > 0.6  # trained on the other named site alone it is below
+
+
+def table(predicted: list[str], truth: list[str]) -> pd.DataFrame:
+    names = [f"P{i:03d}" for i in range(len(truth))]
+    columns = {"site": "A", "patient": names, "fold": 0, "split": "test", "cancer_type": truth, "predicted": predicted}
+    return pd.DataFrame(columns | {f"p_{c}": 0.0 for c in ("A", "B", "C")})
+
+
+def test_a_method_does_not_differ_from_itself_in_another_order() -> None:
+    rng = np.random.default_rng(0)
+    mine = table([*"ABC" * 20], rng.choice([*"ABC"], 60).tolist())
+    assert difference(mine, mine.sample(frac=1.0, random_state=3), 0) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_a_type_that_no_patient_of_a_fold_has_costs_only_those_taken_for_it() -> None:
+    scores = summarise(table([*"AABC"], [*"AABB"]), 0)  # nobody has C
+    assert set(scores["by_class"]) == {"A", "B"}
+    assert scores["macro_f1"]["value"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["accuracy"]["value"] == pytest.approx(0.75)
+
+
+def test_logistic_regression_in_the_span_of_the_patients_is_the_same_fit() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 300)), rng.integers(0, 3, 50)
+    x[:, 0] += 2 * y
+    z = in_span(x, x[:40])
+    assert z.shape == (50, 40)
+    full, short = (class_scores(v[:40], y[:40], v, 3, 0.01) for v in (x, z))
+    np.testing.assert_allclose(short, full, atol=2e-3)
+    assert in_span(x[:, :20], x[:40, :20]).shape == (50, 20)
+    lacking = class_scores(x[:40][y[:40] < 2], y[:40][y[:40] < 2], x[:40], 3, 0.01)
+    assert (lacking[:, 2] < -20).all()
+
+
+def test_nothing_in_the_model_sees_the_cancer_type() -> None:
+    study = classification(model__gate_sees_cancer=True)
+    model = build_model(study, Sizes(20, ("A", "B", "C"), 1, 2))
+    assert isinstance(model, GeneMOE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()  # whatever was learned
+    model.eval()
+    x, v, cancer = torch.randn(30, 20), torch.randn(30, 2), torch.arange(30) % 3
+    with torch.no_grad():
+        here, there = (model(x, c, v) for c in (cancer, cancer[torch.randperm(30)]))
+    assert torch.equal(here.score, there.score)
+    assert all(torch.equal(here.shares[g], there.shares[g]) for g in here.shares)
+    assert here.score.shape == (30, 3)
+
+
+@pytest.mark.slow
+def test_six_rare_cancers_from_raw_counts(real_data: Path, tmp_path: Path) -> None:
+    """Two folds, few rounds: the path of the published result, with a floor well below what it reaches."""
+    source = real_data / "rare_cancers"
+    if not source.is_dir():
+        pytest.skip("ONCOFED_DATA has no rare_cancers")
+    folders, unit = split_pooled(source, tmp_path / "sites", min_patients=25)
+    assert unit == "counts"
+    assert len(folders) == 5
+    assert all(check_site(f).ok for f in folders)
+    study = classification(
+        splits__folds=2, training__rounds=4, training__learning_rate=0.002, runtime__out=str(tmp_path / "out")
+    )
+    result = compare(study, tmp_path / "sites", ("logistic",))
+    assert result["results"]["left_out"] == []
+    assert result["results"]["panel"]["genes"] == 56537
+    assert result["confusion"]["cancers"] == ["ACC", "CHOL", "DLBC", "KICH", "UCS", "UVM"]
+    assert sum(map(sum, result["confusion"]["counts"])) == 252
+    assert result["methods"]["federated"]["macro_f1"]["value"] > 0.6
+    assert result["methods"]["logistic"]["macro_f1"]["value"] > 0.9
