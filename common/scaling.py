@@ -19,6 +19,9 @@ POWERS = (-4.0, -2.0, 0.0, 1.0, 2.0, 4.0)
 CLIP = 5.0
 """Standardised values beyond this many deviations are cut: powers would blow them up."""
 
+REACH = 10.0
+"""Scaled values end here, whatever a power makes of a value that was not there when it was chosen."""
+
 MIN_SD = 1e-3
 """A gene that hardly varies keeps its scale: dividing by its deviation would blow up noise."""
 
@@ -79,17 +82,20 @@ class Scaling:
     def apply(self, x_NG: np.ndarray, group_N: np.ndarray) -> np.ndarray:
         """Scaled expression, float32 `[N, G]`; a missing value becomes 0, the mean of its group."""
         out = np.zeros(x_NG.shape, dtype=np.float32)
+        shaped = bool((self.power != 1.0).any())
         for s in np.unique(group_N):
             rows = group_N == s
             z = np.subtract(x_NG[rows], self.mean[s].astype(np.float32))
             z /= self.sd[s].astype(np.float32)
-            if (self.power[s] != 1.0).any():
+            if shaped:  # centre and spread come from clipped values
                 np.clip(z, -CLIP, CLIP, out=z)
                 for power in np.unique(self.power[s]):
                     genes = self.power[s] == power
                     z[:, genes] = _power(z[:, genes], power)
             z -= self.centre[s].astype(np.float32)
             z /= self.spread[s].astype(np.float32)
+            if shaped:  # a power runs away below or above all that it was chosen for, as at a hospital of another batch
+                np.clip(z, -REACH, REACH, out=z)
             out[rows] = np.nan_to_num(z, copy=False, nan=0.0)
         return out
 

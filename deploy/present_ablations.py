@@ -19,7 +19,7 @@ COLUMNS = ("without", "score", "change", "parameters", "MB moved", "seconds")
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row a variant, the whole first: score, what its absence changes (paired), and what it cost."""
     headline = "macro_f1" if result["task"] == "classification" else "c_index"
-    out = []
+    out: list[tuple[str, ...]] = []
     for name, m in result["methods"].items():
         # differences are whole minus variant; a reader of ablations asks what happens when the part goes
         change = {k: -v for k, v in result["differences"][name].items()} if name in result["differences"] else None

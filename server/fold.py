@@ -21,7 +21,7 @@ from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.common.survival import RISK_EDGES, initial_log_baseline
 from oncofed.server.checkpoint import save_arrays
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.roster import Roster
+from oncofed.server.roster import NotEnoughSites, Roster
 from oncofed.server.rounds import Rounds, headline
 from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
@@ -62,7 +62,7 @@ class FoldRun:
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
         if self.fold != ALL_PATIENTS:
             evaluation = rounds.score(len(rounds.curve), {"final": True})
-            rounds.curve[-1] |= headline(evaluation, "test")
+            rounds.curve[rounds.kept - 1] |= headline(evaluation, "test")
             result["evaluation"] = {name: value.tolist() for name, value in evaluation.items()}
         explanation = self._explain(inquiry, frame, strategy)
         self._save_model(strategy, frame, explanation)
@@ -106,7 +106,11 @@ class FoldRun:
         if not shapes:
             return {}
         arrays = frame.arrays | under("weights/", strategy.weights)
-        total = inquiry.add_up(wire.EXPLAIN, frame.config, arrays, shapes)
+        try:
+            total = inquiry.add_up(wire.EXPLAIN, frame.config, arrays, shapes)
+        except NotEnoughSites as error:  # what explains a model must not cost the model
+            log.warning("fold %d: the model is saved without calibration and attributions: %s", self.fold, error)
+            return {}
         if survival:
             events, exposure = total.pop("events"), total.pop("weighted_exposure")
             total["log_baseline"] = initial_log_baseline(events, exposure)

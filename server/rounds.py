@@ -100,6 +100,12 @@ class Rounds:
             return False
         return len(losses) - 1 - int(np.argmin(losses)) >= t.patience
 
+    @property
+    def kept(self) -> int:
+        """The round whose weights the strategy holds after `run`: the best one of validation, or the last."""
+        losses = [(p["validation_loss"], -p["round"]) for p in self.curve if "validation_loss" in p]
+        return -min(losses)[1] if self.best and losses else len(self.curve)
+
     def score(self, round_: int, config: wire.Config) -> Sum:
         """Summed evaluation by cancer type with the strategy's weights."""
         arrays = self.frame.arrays | under("weights/", self.strategy.weights)

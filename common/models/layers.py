@@ -64,11 +64,11 @@ class NoisyTopKGate(nn.Module):
 
 
 def _first_experts(cancers: int, experts: int, top_k: int) -> Tensor:
-    """0/1 rows `[cancers, experts]`: top-k neighbours each, so that all experts are used and no two cancers share all of them
-    while there are experts enough."""
+    """0/1 rows `[cancers, experts]`, top-k each: all experts are used, and cancers share all of theirs only when there are many."""
+    strides = [s for s in range(1, max(experts, 2)) if experts // math.gcd(s, experts) >= top_k]
     rows = torch.zeros(cancers, experts)
     for c in range(cancers):
-        stride = 1 + (c // experts) % max(experts - 1, 1)
+        stride = strides[(c // experts) % len(strides)]
         rows[c, [(c + j * stride) % experts for j in range(top_k)]] = 1.0
     return rows
 

@@ -104,7 +104,7 @@ def experts() -> None:
         linears = torch.nn.ModuleList(torch.nn.Linear(g, d) for _ in range(e))
 
         def loop(
-            x: torch.Tensor = x, gate: torch.Tensor = gate, linears: torch.nn.ModuleList = linears
+            x: torch.Tensor = x, gate: torch.Tensor = gate, linears: torch.nn.ModuleList = linears, d: int = d
         ) -> torch.Tensor:
             out = torch.zeros(len(x), d)
             for i, linear in enumerate(linears):

@@ -26,6 +26,8 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(out: Path, **keys: object) -> Study:
     base = {
         "model__size": "tiny",
+        "panel__covariates": ["age", "sex=female|male"],
+        "pretraining__rounds": 1,
         "training__rounds": 2,
         "training__evaluate_every": 0,
         "splits__only": [0],

@@ -36,7 +36,7 @@ def failing(phase: str, round_: int) -> Callable[[str, str, int, str], bool]:
 def test_training_goes_on_from_the_pretrained_encoder(
     federation: Any, make: Make, weights_of: Callable[..., Sum], differing: Any
 ) -> None:
-    faster = {"pretraining__learning_rate": 0.01, "pretraining__rounds": 4, "aggregation__optimizer": "sgd"}
+    faster = {"pretraining__learning_rate": 0.03, "pretraining__rounds": 4, "aggregation__optimizer": "sgd"}
     study = make("out", training__first_layer="frozen", **faster)
     results = federation.run(study)
     fold = results["folds"][0]

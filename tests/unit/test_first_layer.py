@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oncofed.client.batch import Batch
-from oncofed.client.train import FIRST_LAYER_NAMES, SLOW, train_locally
+from oncofed.client.train import FIRST_LAYER_NAMES, train_locally
 from oncofed.common.blocks import EVIDENCE, Sum
 from oncofed.common.models.build import Sizes, build_model, get_weights, trainable, transfer
 from oncofed.common.models.gene_moe import GeneMOE, Off
@@ -15,7 +15,7 @@ from oncofed.server.aggregate import mean_by_block
 from oncofed.server.strategy import EvidenceStrategy
 
 CANCERS = ("BRCA", "LUAD", "STAD")
-SIZES = Sizes(20, CANCERS, 2)
+SIZES = Sizes(20, CANCERS, 2, 1)
 ADAPTERS = {f"encoder.{layer}.adapter_{way}" for layer in ("experts", "shared") for way in ("in", "out")}
 
 
@@ -48,7 +48,7 @@ def batch(n: int = 60) -> Batch:
     time = torch.tensor(rng.exponential(10, n) + 0.1, dtype=torch.float32)
     return Batch(
         x_BG=torch.tensor(rng.normal(size=(n, SIZES.genes)), dtype=torch.float32),
-        v_BV=torch.zeros(n, 0),
+        v_BV=torch.tensor(rng.normal(size=(n, 1)), dtype=torch.float32),
         cancer_B=torch.arange(n) % 3,
         time_B=time,
         event_B=torch.ones(n),
@@ -116,11 +116,39 @@ def test_slow_moves_the_first_layer_a_tenth_as_far() -> None:
         step(s, model, before)
         moved[first_layer] = {name: value - before[name] for name, value in get_weights(model).items()}
     for name in moved["train"]:
-        factor = SLOW if name in FIRST_LAYER_NAMES else 1.0
+        factor = 0.1 if name in FIRST_LAYER_NAMES else 1.0
         np.testing.assert_allclose(
             moved["slow"][name], factor * moved["train"][name], rtol=2e-3, atol=2e-7, err_msg=name
         )
     assert all(np.abs(moved["train"][name]).max() > 1e-4 for name in FIRST_LAYER_NAMES)
+
+
+def change_of(s: Study) -> Sum:
+    model = build(study("train"))
+    with torch.no_grad():
+        for p in model.head.covariates.parameters():
+            p.fill_(0.1)
+    before = copy(model)
+    step(s, model, before)
+    return {name: value - before[name] for name, value in get_weights(model).items()}
+
+
+@pytest.mark.parametrize(
+    ("key", "prefixes"),
+    [
+        ("covariate_rate", ("head.covariates.",)),
+        ("head_rate", ("head.shared", "head.own")),
+        ("learning_rate", ("encoder.", "head.log_baseline")),
+    ],
+)
+def test_covariates_head_and_the_rest_move_at_rates_of_their_own(key: str, prefixes: tuple[str, ...]) -> None:
+    base = {"training__weight_decay": 0.0, "training__learning_rate": 0.01, "training__head_rate": 0.01}
+    once = change_of(study("train", **base, training__covariate_rate=0.01))
+    faster = {"training__covariate_rate": 0.01} | base | {f"training__{key}": 0.02}
+    twice = change_of(study("train", **faster))
+    for name in once:
+        mine = name.startswith(prefixes)
+        np.testing.assert_allclose(twice[name], (1 + mine) * once[name], rtol=2e-3, atol=2e-7, err_msg=name)
 
 
 def test_adapters_begin_where_the_pretrained_encoder_stands() -> None:

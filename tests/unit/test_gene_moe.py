@@ -198,3 +198,18 @@ def test_what_cannot_be_missed_cannot_be_switched_off() -> None:
         for e in range(experts):
             assert torch.isfinite(m(*inputs(), off=(group, e)).risk).all(), (group, e)
     assert "shared" not in model(experts=0).removable()
+
+
+def test_routed_experts_are_held_small_beside_the_shared_one_and_count_whole_without_it() -> None:
+    patients = inputs()
+    keys = {"attention_experts": 0, "dropout": 0.0}
+
+    def hidden(m: GeneMOE, off: tuple[str, int] | None = None) -> torch.Tensor:
+        return m.encoder(*patients[:2], None, off).latent
+
+    small, whole = model(expert_scale=0.25, **keys), model(expert_scale=1.0, **keys)
+    routed = hidden(whole, ("shared", 0))
+    torch.testing.assert_close(hidden(small, ("shared", 0)), 0.25 * routed)
+    torch.testing.assert_close(hidden(whole) - hidden(small), 0.75 * routed, rtol=1e-4, atol=1e-5)
+    alone = {"shared_expert": False, **keys}
+    torch.testing.assert_close(hidden(model(expert_scale=0.25, **alone)), hidden(model(expert_scale=1.0, **alone)))

@@ -69,6 +69,16 @@ def test_an_expert_switched_off_gets_nothing_and_the_others_share_everything(k: 
     assert (whole[:, 2] > 0).any()
 
 
+def test_experts_are_dealt_to_cancers_so_that_all_are_used_and_no_two_cancers_share_all() -> None:
+    gate = NoisyTopKGate(12, 8, 2, cancers=8, prior=3.0)
+    rows = gate.cancer.detach()
+    assert ((rows == 3.0).sum(1) == 2).all()
+    assert ((rows == 0.0).sum(1) == 6).all()
+    assert (rows.sum(0) > 0).all()
+    assert len({tuple(row) for row in rows.tolist()}) == 8
+    assert (NoisyTopKGate(12, 8, 2, cancers=3).cancer == 0).all()
+
+
 def sparse_gates(b: int, e: int, k: int) -> torch.Tensor:
     top, index = torch.randn(b, e, dtype=torch.float64).topk(k, dim=1)
     return torch.zeros(b, e, dtype=torch.float64).scatter(1, index, torch.softmax(top, 1))
