@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 
@@ -41,4 +42,16 @@ def svg(figure: Figure, tight: bool = True) -> str:
     """A figure as an SVG element, the same for the same numbers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight" if tight else None, metadata={"Date": None})
-    return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    return _stable_ids(re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL))
+
+
+def _stable_ids(text: str) -> str:
+    """Identifiers counted within a picture, after a digest of it: matplotlib makes some of them from memory addresses."""
+    pattern = r"\b[a-zA-Z]+[0-9a-f]{10}\b"
+    own = dict.fromkeys(re.findall(f'id="({pattern})"', text))
+    known = "|".join(own)
+    if not known:
+        return text
+    digest = hashlib.sha256(re.sub(known, "", text).encode()).hexdigest()[:8]
+    names = {old: f"{old[:-10]}{digest}-{n}" for n, old in enumerate(own)}
+    return re.sub(known, lambda match: names[match.group()], text)
