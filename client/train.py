@@ -107,7 +107,8 @@ def _optimizer(model: Model, study: Study, phase: str, round_: int) -> torch.opt
         if name == "head.log_baseline":
             decay = 0.0
         elif name.startswith("head.covariates."):
-            own, decay = covariate_rate, 0.0
+            # each cancer's own coefficients rest on few patients a step: they follow more slowly than the shared ones
+            own, decay = covariate_rate * (SLOW if name.endswith(".own") else 1.0), 0.0
         elif name.startswith("head.") and study.pretraining.rounds:
             own = head_rate
         elif phase == TRAIN and study.training.first_layer == "slow" and name in FIRST_LAYER_NAMES:

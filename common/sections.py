@@ -166,10 +166,10 @@ class Training(Steps):
         1.0, ge=0, description="L2 in sgd, decoupled in adam; baselines and covariates are spared"
     )
     covariate_rate: float = Field(
-        0.2, gt=0, description="learning rate of the covariates: few, and each with many patients"
+        0.2, gt=0, description="learning rate of the covariates; each cancer's own coefficients take a tenth"
     )
     head_rate: float = Field(
-        0.05, gt=0, description="learning rate of the head on a pre-trained encoder, where it starts at 0"
+        0.005, gt=0, description="learning rate of the head on a pre-trained encoder, where it starts at 0"
     )
     first_layer: Literal["train", "slow", "frozen", "adapters"] = Field(
         "train", description="slow: at a tenth of the rate; adapters: low-rank changes; for a pre-trained model"

@@ -23,6 +23,7 @@ def ablations(study: Study) -> dict[str, dict[str, Any]]:
     by_cancer = m.gate_sees_cancer and study.task.kind == "survival"
     table: dict[str, tuple[bool, dict[str, Any]]] = {
         "no pre-training": (pretrained, {"pretraining__rounds": 0, "training__first_layer": "train"}),
+        "with pre-training": (not pretrained, {"pretraining__rounds": 10}),
         "no critic": (pretrained and study.pretraining.critic, {"pretraining__critic": False}),
         "with critic": (pretrained and not study.pretraining.critic, {"pretraining__critic": True}),
         "no attention experts": (has["attention_experts"] > 0, {"model__attention_experts": 0}),
