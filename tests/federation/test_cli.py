@@ -74,7 +74,7 @@ def test_ablations_fill_a_table(tmp_path: Path) -> None:
     whole, dense = (result["methods"][n]["cost"]["parameters"] for n in ("as it is", "dense perceptron of equal size"))
     assert dense / whole == pytest.approx(1.0, abs=0.05)
     assert (out / "ablations.svg").exists()
-    with pytest.raises(ValueError, match="no ablation of this study; it has no attention experts"):
+    with pytest.raises(ValueError, match="no ablation of this study; it has with pre-training, no attention"):
         call("ablate", sites, "--out", str(out), "--only", "no gate", *arguments)
 
 
