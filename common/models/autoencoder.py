@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 from oncofed.common.blocks import Blocks
-from oncofed.common.models.gene_moe import Encoder
+from oncofed.common.models.gene_moe import Encoder, owned
 from oncofed.common.models.layers import ExpertLayer, NoisyTopKGate, balance_penalty
 from oncofed.common.models.output import ModelOutput
 from torch import Tensor, nn
@@ -62,17 +62,12 @@ class GeneAutoencoder(nn.Module):
 
     def blocks(self) -> Blocks:
         """As in the model that it prepares, with the decoder's experts as blocks of their own."""
-        owners: dict[str, str | tuple[str, ...]] = {}
-        by_cancer = tuple(f"cancer/{c}" for c in self.cancers)
-        for name, parameter in self.named_parameters():
-            part, _, inner = name.partition(".")
-            if part == "encoder":
-                owners[name] = self.encoder.owner(inner, len(parameter), by_cancer)
-            elif part == "decoder" and self.gate is not None:
-                owners[name] = tuple(f"{DECODER}/{e}" for e in range(len(parameter)))
-            else:
-                owners[name] = "trunk"
-        return Blocks(owners)
+
+        def other(name: str, rows: int) -> str | tuple[str, ...]:
+            of_expert = name.startswith("decoder.") and self.gate is not None
+            return tuple(f"{DECODER}/{e}" for e in range(rows)) if of_expert else "trunk"
+
+        return owned(self, other)
 
 
 class Critic(nn.Module):

@@ -7,6 +7,7 @@ merge linearly, and attention stays within a patient. Shapes: B patients, G gene
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -155,12 +156,25 @@ class GeneMOE(nn.Module):
 
     def blocks(self) -> Blocks:
         """Experts row by row; one block a cancer type for its baseline, coefficients and gate row; the rest as the trunk."""
-        owners: dict[str, str | tuple[str, ...]] = {}
-        by_cancer = tuple(f"cancer/{c}" for c in self.cancers)
-        for name, parameter in self.named_parameters():
-            part, _, inner = name.partition(".")
-            if part == "encoder":
-                owners[name] = self.encoder.owner(inner, len(parameter), by_cancer)
-            else:
-                owners[name] = by_cancer if inner in BY_CANCER else "trunk"
-        return Blocks(owners)
+        by_cancer = cancer_blocks(self.cancers)
+        return owned(self, lambda name, rows: by_cancer if name.removeprefix("head.") in BY_CANCER else "trunk")
+
+
+def cancer_blocks(cancers: tuple[str, ...]) -> tuple[str, ...]:
+    """The block of each cancer type."""
+    return tuple(f"cancer/{c}" for c in cancers)
+
+
+def owned(model: nn.Module, other: Callable[[str, int], str | tuple[str, ...]]) -> Blocks:
+    """Blocks of a model with an encoder; `other` names the owner of a parameter elsewhere, by its name and number of rows."""
+    encoder, cancers = model.encoder, model.cancers
+    assert isinstance(encoder, Encoder)
+    owners: dict[str, str | tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters():
+        inner = name.removeprefix("encoder.")
+        owners[name] = (
+            other(name, len(parameter))
+            if inner == name
+            else encoder.owner(inner, len(parameter), cancer_blocks(cancers))  # type: ignore[arg-type]
+        )
+    return Blocks(owners)
