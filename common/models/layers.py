@@ -8,10 +8,12 @@ training depends on its seed alone, whatever runs beside it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
@@ -81,6 +83,43 @@ def balance_penalty(clean_BE: Tensor, load_E: Tensor) -> Tensor:
     return load_E.numel() * (torch.softmax(clean_BE, dim=-1) * load_E).sum(-1)
 
 
+class _RoutedLinear(torch.autograd.Function):
+    """x_e W_e + b_e for rows `[N, G]` that lie sorted by expert, `counts` of each expert -> `[N, D]`.
+
+    The gradient of the stacked weight is written once, in place: autograd would make one for each expert and copy them all
+    together, which at the paper's size takes longer than the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NG: Tensor, w_EGD: Tensor, b_ED: Tensor, counts: list[int]) -> Tensor:
+        kind = x_NG.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NG.dtype
+        ctx.save_for_backward(x_NG, w_EGD)
+        ctx.counts, ctx.low = counts, low
+        parts = zip(x_NG.to(low).split(counts), w_EGD, b_ED, strict=True)
+        with torch.autocast(kind, enabled=False):
+            return torch.cat([torch.addmm(b.to(low), x, w.to(low)) for x, w, b in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x_NG, w_EGD = ctx.saved_tensors
+        low, counts = ctx.low, ctx.counts
+        grads, rows = grad_ND.to(low).split(counts), x_NG.to(low).split(counts)
+        grad_w, grad_x = None, None
+        if ctx.needs_input_grad[1]:
+            grad_w = torch.empty_like(w_EGD)
+            for e, (x, g) in enumerate(zip(rows, grads, strict=True)):
+                if low == grad_w.dtype:
+                    torch.mm(x.t(), g, out=grad_w[e])
+                else:
+                    grad_w[e] = x.t() @ g
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.cat([g @ w.to(low).t() for g, w in zip(grads, w_EGD, strict=True)]).to(x_NG.dtype)
+        grad_b = torch.stack([g.sum(0) for g in grads]).to(w_EGD.dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, None
+
+
 class ExpertLayer(nn.Module):
     """E experts `tanh(W_e x + b_e)` stacked as `[E, in, out]` and merged linearly: y = sum_e g_e E_e(x).
 
@@ -106,12 +145,10 @@ class ExpertLayer(nn.Module):
     def forward_routed(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
         patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
         counts = torch.bincount(expert, minlength=self.weight.shape[0]).tolist()
-        rows = x_BG[patient].split(counts)
-        # unbind: one node in the graph writes the stacked gradient once; indexing self.weight[e] would write it E times.
-        parts = zip(rows, self.weight.unbind(0), self.bias.unbind(0), strict=True)
-        y_ND = torch.cat([torch.addmm(b, x, w) for x, w, b in parts])
+        x_NG = x_BG[patient]
+        y_ND = _RoutedLinear.apply(x_NG, self.weight, self.bias, counts)
         if self.adapter_in is not None and self.adapter_out is not None:
-            low = zip(rows, self.adapter_in.unbind(0), self.adapter_out.unbind(0), strict=True)
+            low = zip(x_NG.split(counts), self.adapter_in.unbind(0), self.adapter_out.unbind(0), strict=True)
             y_ND = y_ND + torch.cat([x @ a @ b for x, a, b in low])
         y_ND = torch.tanh(y_ND)
         weighted_ND = y_ND * gate_BE[patient, expert][:, None].to(y_ND.dtype)
