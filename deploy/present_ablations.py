@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("without", "score", "change", "parameters", "MB moved", "seconds")
+COLUMNS = ("variant", "score", "change", "parameters", "MB moved", "seconds")
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -39,12 +39,12 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def print_ablations(result: dict[str, Any], console: Console) -> None:
-    """The table, in 100 columns."""
+    """The table, in 80 columns; what each variant cost stands in the files."""
     table = Table(title="What each part is worth (held-out, 95 % bootstrap)", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "without" else "right", no_wrap=True)
+    for column in COLUMNS[:3]:
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for row in rows(result):
-        table.add_row(*row)
+        table.add_row(*row[:3])
     console.print(table)
 
 
