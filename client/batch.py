@@ -29,6 +29,10 @@ class Lens:
     def by_cancer(self) -> bool:
         return len(self.genes.mean) > 1
 
+    def gene_inputs(self, cohort: Cohort) -> np.ndarray:
+        """Scaled expression `[N, G]`, each patient on the scale of its own group."""
+        return self.genes.apply(cohort.x_NG, groups(cohort.cancer, self.by_cancer))
+
     def covariate_inputs(self, v_NV: np.ndarray) -> np.ndarray:
         """Standardised covariates; an unknown one becomes the mean, 0."""
         mean, sd = self.covariates
@@ -56,9 +60,8 @@ class Batch:
     @classmethod
     def of(cls, cohort: Cohort, lens: Lens, device: torch.device) -> Batch:
         """Scale a cohort and lay its follow-up over the time grid."""
-        group = groups(cohort.cancer, lens.by_cancer)
         return cls(
-            x_BG=_tensor(lens.genes.apply(cohort.x_NG, group), device),
+            x_BG=_tensor(lens.gene_inputs(cohort), device),
             v_BV=_tensor(lens.covariate_inputs(cohort.v_NV), device),
             cancer_B=_tensor(cohort.cancer, device),
             time_B=_tensor(cohort.time, device),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,7 +97,7 @@ def class_columns(score_NC: np.ndarray, cancers: tuple[str, ...]) -> dict[str, n
     }
 
 
-def write_columns(file, columns) -> None:  # type: ignore[no-untyped-def]
+def write_columns(file: Path, columns: Mapping[str, np.ndarray]) -> None:
     """A CSV file, written whole or not at all; floats with all their digits."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")

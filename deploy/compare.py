@@ -18,8 +18,8 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 from oncofed.deploy import compare_classes, compare_survival
 from oncofed.deploy.logistic import predict_logistic
-from oncofed.deploy.reference import Pool, predict_local, predict_pooled
-from oncofed.deploy.ridge import INNER, predict_ridge
+from oncofed.deploy.reference import INNER, Pool, predict_local, predict_pooled
+from oncofed.deploy.ridge import predict_ridge
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 from oncofed.server.checkpoint import load_arrays
 from oncofed.server.progress import progress_bar

@@ -9,27 +9,23 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from oncofed.common.splits import deal_folds, seed_from
+from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
-from oncofed.deploy.reference import Pool, frame_of, prediction_table
+from oncofed.deploy.reference import INNER, Pool, frame_of, inner_folds, prediction_table
 from sklearn.linear_model import LogisticRegression
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(0.001, 100_000.0, 9))
 """Candidate C, times the number of inputs: so they mean the same for 100 genes and for 50,000."""
-INNER = 4
 
 
 def predict_logistic(pool: Pool, study: Study, fold: int, advance: Callable[[], None]) -> pd.DataFrame:
     """Class scores after a fit on the fold's training patients; C is the one with the least log-loss in inner folds among them."""
     cohort, cancers = pool.all, len(pool.cancers)
     rows = pool.split(study, fold) != "test"
-    train = cohort.select(rows)
-    lens, group = frame_of(study, train, cancers)
-    x = np.hstack([lens.genes.apply(cohort.x_NG, group(cohort)), lens.covariate_inputs(cohort.v_NV)]).astype(np.float64)
+    lens = frame_of(study, cohort.select(rows), cancers)
+    x = np.hstack([lens.gene_inputs(cohort), lens.covariate_inputs(cohort.v_NV)]).astype(np.float64)
     z = in_span(x, x[rows])
-    inner = np.full(len(cohort), -1)
-    seed = seed_from(study.seed, "logistic")
-    inner[rows] = deal_folds(train.patient, train.cancer, train.event, folds=INNER, seed=seed, site="pooled")
+    inner = inner_folds(cohort, rows, INNER, seed_from(study.seed, "logistic"))
     loss = np.zeros(len(STRENGTHS))
     for k in range(INNER):
         fit, check = rows & (inner != k), np.flatnonzero(inner == k)

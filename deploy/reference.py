@@ -25,7 +25,7 @@ from oncofed.common.models.build import Model, Sizes, build_model, set_weights, 
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling, groups, moments, power_moments
-from oncofed.common.splits import seed_from
+from oncofed.common.splits import deal_folds, seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.common.survival import TimeGrid, coarsen, event_table, initial_log_baseline
 from oncofed.server.aggregate import mean_by_block
@@ -33,6 +33,9 @@ from oncofed.server.statistics import covariate_scale
 from oncofed.server.strategy import EvidenceStrategy
 
 Advance = Callable[[], None]
+
+INNER = 4
+"""Inner folds of the training patients by which a classical model chooses its penalty."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,26 @@ def predict_local(pool: Pool, study: Study, fold: int, advance: Advance) -> pd.D
     return pd.concat(parts, ignore_index=True)
 
 
-def frame_of(study: Study, train: Cohort, cancers: int) -> tuple[Lens, Callable[[Cohort], np.ndarray]]:
-    """What the federation's statistics phase makes of its sums, from patients in one place; and the group of each patient."""
+def inner_folds(cohort: Cohort, train: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """An inner fold `[N]` for each patient that `train` marks, by which a classical model chooses its penalty; -1 for others."""
+    chosen = cohort.select(train)
+    inner = np.full(len(cohort), -1)
+    inner[train] = deal_folds(chosen.patient, chosen.cancer, chosen.event, folds=folds, seed=seed, site="pooled")
+    return inner
+
+
+def frame_of(study: Study, train: Cohort, cancers: int) -> Lens:
+    """What the federation's statistics phase makes of its sums, from patients in one place."""
     count = cancers if study.scale_by_cancer else 1
-
-    def group(cohort: Cohort) -> np.ndarray:
-        return groups(cohort.cancer, count > 1)
-
-    scaling = Scaling.from_moments(moments(train.x_NG, group(train), count))
+    group = groups(train.cancer, count > 1)
+    scaling = Scaling.from_moments(moments(train.x_NG, group, count))
     if study.panel.powers:
-        scaling = scaling.with_powers(power_moments(train.x_NG, group(train), scaling))
+        scaling = scaling.with_powers(power_moments(train.x_NG, group, scaling))
     sums = moments(train.v_NV, np.zeros(len(train), dtype=np.int64), 1)
     scale = covariate_scale({f"covariate_{k}": v[0] for k, v in sums.items()})
     events, _ = event_table(train.time, train.event, train.cancer, cancers)
     grid = TimeGrid.from_events(events.sum(0), study.task.intervals)
-    return Lens(scaling, (scale["covariate_mean"], scale["covariate_sd"]), grid), group
+    return Lens(scaling, (scale["covariate_mean"], scale["covariate_sd"]), grid)
 
 
 def _train(
@@ -118,12 +126,13 @@ def _train(
     """Scores `[N]` or `[N, classes]` of a whole cohort after training on it: a federation of one site, without the messages."""
     train, cancers = cohort.select(split == "train"), len(pool.cancers)
     device = choose_device(study.runtime.device)
-    lens, _ = frame_of(study, train, cancers)
+    lens = frame_of(study, train, cancers)
     events, exposure = event_table(train.time, train.event, train.cancer, cancers)
     baseline = initial_log_baseline(coarsen(events, lens.grid), coarsen(exposure, lens.grid)).astype(np.float32)
     sizes = Sizes(len(pool.panel), pool.cancers, len(lens.grid), train.v_NV.shape[1])
     batch = Batch.of(train, lens, device)
-    aside = split == "validation"
+    patience, aside = study.training.patience, cohort.select(split == "validation")
+    validation = Batch.of(aside, lens, device) if patience and len(aside) else None
     pretrained: Sum = {}
     for phase in study.phases:
         model = build_model(study, sizes, phase=phase, fold=fold).to(device)
@@ -140,14 +149,13 @@ def _train(
             )
             strategy.step(*mean_by_block(total, strategy.blocks, study.aggregation.tau))
             advance()
-            t = study.training
-            if phase == PRETRAIN or not t.patience or not aside.any() or round_ % t.evaluate_every:
+            if phase == PRETRAIN or validation is None or round_ % study.training.evaluate_every:
                 continue
-            loss = _loss(study, model, strategy.weights, Batch.of(cohort.select(aside), lens, device))
+            loss = _loss(study, model, strategy.weights, validation)
             best, best_loss, waited = (
                 (dict(strategy.weights), loss, 0) if loss <= best_loss else (best, best_loss, waited + 1)
             )
-            if waited >= t.patience:
+            if waited >= patience:
                 break
         pretrained = strategy.weights
         if phase == TRAIN:

@@ -13,15 +13,14 @@ import pandas as pd
 import torch
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.metrics import mean_within_cancer, pair_counts
-from oncofed.common.splits import deal_folds, seed_from
+from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.common.survival import cox_loss
-from oncofed.deploy.reference import Pool, frame_of, prediction_table
+from oncofed.deploy.reference import INNER, Pool, frame_of, inner_folds, prediction_table
 
 PENALTIES = tuple(float(p) for p in np.geomspace(0.3, 100.0, 8))
 COVARIATE_PENALTY = 0.02
 """Of the few covariates, which need next to none."""
-INNER = 4
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,10 @@ def predict_ridge(
     cohort, cancers = pool.all, len(pool.cancers)
     rows = pool.split(study, fold) != "test"
     scaled = study if powers else study.changed(panel__scale_by="all", panel__powers=False)
-    lens, group = frame_of(scaled, cohort.select(rows), cancers)
-    x = lens.genes.apply(cohort.x_NG, group(cohort)).astype(np.float64)
+    lens = frame_of(scaled, cohort.select(rows), cancers)
+    x = lens.gene_inputs(cohort).astype(np.float64)
     everyone = Inputs(x, lens.covariate_inputs(cohort.v_NV), cohort, own)
-    train = cohort.select(rows)
-    inner = np.full(len(cohort), -1)
-    inner[rows] = deal_folds(
-        train.patient, train.cancer, train.event, folds=INNER, seed=seed_from(study.seed, "ridge"), site="pooled"
-    )
+    inner = inner_folds(cohort, rows, INNER, seed_from(study.seed, "ridge"))
     score = np.zeros(len(PENALTIES))
     for k in range(INNER):
         check = np.flatnonzero(inner == k)

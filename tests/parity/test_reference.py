@@ -80,7 +80,7 @@ def test_the_references_frame_is_the_federations(consortium: Path, small_study: 
     results = simulate(study, consortium).results
     pool = pool_of(consortium, study, results["cancers"])
     train = pool.all.select(pool.split(study, 0) == "train")
-    lens, _ = frame_of(study, train, len(pool.cancers))
+    lens = frame_of(study, train, len(pool.cancers))
     arrays, _ = load_arrays(Path(study.runtime.out) / "model-fold-0.safetensors")
     assert list(lens.grid.starts) == results["folds"][0]["grid_months"]
     for name, value in part("scaling/", arrays).items():
