@@ -25,6 +25,9 @@ EXPRESSION = (
     "expression.h5ad",
 )
 PATHOLOGY = ("pathology.csv", "pathology.parquet")
+ALTERATIONS = ("alterations.csv", "alterations.parquet")
+SLIDES = "slides"
+SLIDES_TABLE = "slides.csv"
 
 
 class SiteDescription(BaseModel):
@@ -39,6 +42,9 @@ class SiteDescription(BaseModel):
     extra_cancer_types: tuple[str, ...] = Field(
         (), description="codes beside the TCGA ones that this site uses on purpose"
     )
+    slides: str = Field(SLIDES, description="folder of slide features, one file a slide; relative to the site's or absolute")
+    slide_encoder: str = Field("", description="the model that encoded tiles or slides, where the files do not say it")
+    scgpt: str = Field("", description="folder of an scGPT checkpoint; relative to the site's or absolute")
 
     @property
     def months_per_unit(self) -> float:
