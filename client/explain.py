@@ -16,7 +16,10 @@ from oncofed.client.release import Answer
 from oncofed.client.score import scored_model
 from oncofed.client.session import Session
 from oncofed.common.blocks import Sum
-from oncofed.common.models.gene_moe import EXPERT, GeneMOE
+from oncofed.common.modalities import MODALITIES, RNA
+from oncofed.common.models.build import Predictor
+from oncofed.common.models.gene_moe import EXPERT
+from oncofed.common.models.inputs import Inputs
 from oncofed.common.splits import seed_from
 from oncofed.common.survival import RISK_EDGES, TimeGrid
 from torch import Tensor
@@ -43,7 +46,8 @@ def explain(session: Session) -> Answer:
         cells |= dict.fromkeys(total, count)
     if session.study.analysis.attributions:
         rng = np.random.default_rng(seed_from(session.study.seed, "explain", session.fold, session.site.name))
-        some = cohort.select(np.sort(rng.permutation(len(cohort))[: session.study.analysis.patients]))
+        known = np.flatnonzero(cohort.has(RNA))
+        some = cohort.select(np.sort(rng.permutation(known)[: session.study.analysis.patients]))
         batch = session.batch(some)
         genes = attribution_sums(model, batch, cancers, session.study.analysis.steps)
         total |= genes
@@ -68,7 +72,7 @@ def calibration_sums(risk: np.ndarray, cohort: Cohort, grid: TimeGrid, cancers: 
     }
 
 
-def attribution_sums(model: GeneMOE, batch: Batch, cancers: int, steps: int) -> Sum:
+def attribution_sums(model: Predictor, batch: Batch, cancers: int, steps: int) -> Sum:
     """Integrated gradients (Sundararajan et al. 2017) of the score, and of each expert's gate logit, from the mean patient.
 
     By cancer type `[C, G]`: `attribution/size`, the sum of |a|; `attribution/product`, of a x; `attribution/squares`, of
@@ -79,7 +83,9 @@ def attribution_sums(model: GeneMOE, batch: Batch, cancers: int, steps: int) -> 
     x = batch.x_BG.double().cpu().numpy()
 
     def score(x_BG: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:
-        value = model(x_BG, cancer_B, v_BV).score
+        # beside other modalities genes move RNA's part of a sum alone: the others may be left out
+        has = {m: torch.full_like(cancer_B, m == RNA, dtype=torch.bool) for m in MODALITIES}
+        value = model(Inputs(x_BG, cancer_B, v_BV, has)).score
         return value if value.ndim == 1 else value.gather(1, cancer_B[:, None]).squeeze(1)
 
     a = _attribute(score, batch, steps)
@@ -89,6 +95,7 @@ def attribution_sums(model: GeneMOE, batch: Batch, cancers: int, steps: int) -> 
         "attribution/product": member @ (a * x),
         "attribution/squares": member @ np.square(x),
     }
+    assert model.encoder is not None
     gate = model.encoder.gate
     if gate is not None:
         products = []

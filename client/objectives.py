@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from oncofed.client.batch import Batch
 from oncofed.common.blocks import Sum
 from oncofed.common.metrics import confusion_sums, survival_sums
 from oncofed.common.models.autoencoder import GeneAutoencoder, reconstruction_loss
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.build import Predictor
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.study import PRETRAIN, Pretraining, Study
 from oncofed.common.survival import cox_loss, piecewise_exponential_loss
@@ -34,7 +35,10 @@ def objective_for(study: Study, phase: str) -> Objective:
 
 def measured_objective(study: Study) -> Survival | Classification:
     """The objective of the supervised phase."""
-    return Classification() if study.task.kind == "classification" else Survival(study.task.loss)
+    if study.task.kind == "classification":
+        return Classification()
+    late = study.model.name == "path_gptomic" and study.fusion.kind == "late"
+    return LateSurvival(study.task.loss) if late else Survival(study.task.loss)
 
 
 class Survival:
@@ -46,16 +50,20 @@ class Survival:
     def __init__(self, loss: str) -> None:
         self.loss = loss
 
-    def run(self, model: GeneMOE, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
+    def run(self, model: Predictor, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
         output = batch.through(model, generator)
-        if self.loss == "cox":
-            return output, cox_loss(output.risk, batch.time_B, batch.event_B, batch.cancer_B)
-        return output, self.losses(model, output, batch).mean()
+        return output, self.loss_of(model, output, batch)
 
-    def before_step(self, model: GeneMOE, batch: Batch, generator: torch.Generator) -> None:
+    def loss_of(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
+        """The loss of a batch."""
+        if self.loss == "cox":
+            return cox_loss(output.risk, batch.time_B, batch.event_B, batch.cancer_B)
+        return self.losses(model, output, batch).mean()
+
+    def before_step(self, model: Predictor, batch: Batch, generator: torch.Generator) -> None:
         pass
 
-    def losses(self, model: GeneMOE, output: ModelOutput, batch: Batch) -> Tensor:
+    def losses(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
         """Piecewise-exponential negative log-likelihood `[B]`."""
         baseline = model.head.log_baseline
         assert isinstance(baseline, Tensor)
@@ -68,19 +76,38 @@ class Survival:
         return survival_sums(risk, time, event, loss, _numpy(batch.cancer_B), cancers)
 
 
+class LateSurvival(Survival):
+    """Each modality learns by its own log hazard alone; only the prediction adds them up."""
+
+    def loss_of(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
+        """Mean over modalities of the loss of those patients who have it, each patient counted once in all."""
+        total = output.risk.new_zeros(())
+        weight = 1.0 / torch.stack(list(output.present.values())).sum(0).clamp(min=1.0)
+        for modality, risk_B in output.branches.items():
+            rows = torch.nonzero(output.present[modality]).squeeze(1)
+            if len(rows):
+                alone = replace(output, score=risk_B[rows])
+                part = replace(batch, bags=None).select(rows)
+                if self.loss == "cox":
+                    total = total + super().loss_of(model, alone, part) / len(output.branches)
+                else:
+                    total = total + (self.losses(model, alone, part) * weight[rows]).sum() / len(batch)
+        return total
+
+
 class Classification:
     """Cross-entropy of the cancer type."""
 
     hits = "confusion"
 
-    def run(self, model: GeneMOE, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
+    def run(self, model: Predictor, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
         output = batch.through(model, generator)
         return output, self.losses(model, output, batch).mean()
 
-    def before_step(self, model: GeneMOE, batch: Batch, generator: torch.Generator) -> None:
+    def before_step(self, model: Predictor, batch: Batch, generator: torch.Generator) -> None:
         pass
 
-    def losses(self, model: GeneMOE, output: ModelOutput, batch: Batch) -> Tensor:
+    def losses(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
         """Cross-entropy `[B]`."""
         return F.cross_entropy(output.score, batch.cancer_B, reduction="none")
 

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from oncofed.client.batch import Batch, Lens
+from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort, clinical_by_patient, encode_covariates, expression_of
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.data.units import FAMILY
 from oncofed.client.device import choose_device
+from oncofed.client.scale import lens_of
 from oncofed.client.score import CURVE_MONTHS, class_columns, write_columns
 from oncofed.common.errors import Refusal
+from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Sizes, build_empty, set_weights
-from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.saved import SavedModel
 from oncofed.common.splits import NEVER
 from oncofed.common.survival import median_survival, risk_percentile, survival_curve
@@ -120,10 +121,10 @@ def predict(model_file: Path, folder: Path) -> Prediction:
     notes = [] if model.unit_family else [f"the model's file does not say its unit family; {family} is assumed"]
     cohort, more = _new_patients(site, model)
     device = choose_device("auto")
-    lens = Lens(model.scaling, model.covariates, model.grid)
-    sizes = Sizes(len(model.panel), model.cancers, len(model.grid), cohort.v_NV.shape[1])
+    lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
+    sizes = Sizes(len(model.panel), model.cancers, len(model.grid), cohort.v_NV.shape[1], model.beside)
     network = build_empty(model.study, sizes, device)
-    assert isinstance(network, GeneMOE)
+    assert not isinstance(network, GeneAutoencoder)
     set_weights(network, model.weights)
     with torch.no_grad():
         score: Tensor = Batch.of(cohort, lens, device).through(network.eval()).score

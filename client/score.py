@@ -14,8 +14,8 @@ from oncofed.client.release import Answer
 from oncofed.client.session import Session
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
-from oncofed.common.models.build import set_weights
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.build import Predictor, set_weights
 from oncofed.common.survival import survival_curve
 
 CURVE_MONTHS = (12.0, 36.0, 60.0)
@@ -48,10 +48,10 @@ def evaluate(session: Session) -> Answer:
     return Answer({}, total, len(cohort))
 
 
-def scored_model(session: Session) -> GeneMOE:
+def scored_model(session: Session) -> Predictor:
     """The model with the message's weights, ready to score."""
     model = session.model
-    assert isinstance(model, GeneMOE)
+    assert not isinstance(model, GeneAutoencoder)
     set_weights(model, session.weights)
     return model.eval()
 
@@ -67,11 +67,12 @@ def _diagonal(value: np.ndarray) -> np.ndarray:
     return np.diag(value) if value.ndim == 2 else value
 
 
-def write_predictions(session: Session, model: GeneMOE) -> None:
+def write_predictions(session: Session, model: Predictor) -> None:
     """Scores of the site's own patients, in a file that stays at the site."""
     c = session.cohort
     batch = session.batch(c)
-    score = batch.through(model).score.double().cpu().numpy()
+    output = batch.through(model)
+    score = output.score.double().cpu().numpy()
     columns = {"patient": c.patient, "cancer_type": np.array(session.cancers)[c.cancer]}
     if session.study.task.kind == "classification":
         columns |= {"split": session.split} | class_columns(score, session.cancers)
@@ -84,6 +85,7 @@ def write_predictions(session: Session, model: GeneMOE) -> None:
                 rows = c.cancer == k
                 curve[rows] = survival_curve(baseline[k], session.lens.grid, score[rows], np.array(CURVE_MONTHS))
             columns |= {f"survival_{m:.0f}_months": curve[:, i] for i, m in enumerate(CURVE_MONTHS)}
+        columns |= {f"risk_{m}": v.double().cpu().numpy() for m, v in output.branches.items()}
     file = session.work / "predictions" / session.study.name / f"fold-{session.fold}.csv"
     write_columns(file, columns)
 

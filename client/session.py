@@ -15,24 +15,27 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 from oncofed.client.batch import Batch, Lens
-from oncofed.client.data.cohort import Cohort, cohort_key, gene_names, open_cohort
-from oncofed.client.data.read import read_clinical
+from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.data.units import FAMILY
 from oncofed.client.device import choose_device, describe
+from oncofed.client.greeting import greet
 from oncofed.client.release import Answer
 from oncofed.client.resident import Resident
+from oncofed.client.scale import lens_of, moment_sums, power_sums
 from oncofed.client.train import train_locally
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
+from oncofed.common.modalities import RNA, Beside
 from oncofed.common.models.build import Model, Sizes
+from oncofed.common.modulation import BRANCHES
 from oncofed.common.panel import GenePanel
-from oncofed.common.scaling import NUMBERS, Scaling, groups, moments, power_moments
+from oncofed.common.scaling import NUMBERS, Scaling, moments
 from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation, seed_from
-from oncofed.common.study import TRAIN, Study
+from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.common.survival import TimeGrid, event_table
+from oncofed.common.tables import scale_prefix, table_widths
 
 log = logging.getLogger("oncofed.client")
 
@@ -103,13 +106,21 @@ class Session:
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def greeting(self) -> wire.Config:
-        """Genes, cancer types and unit family. Counts of patients do not leave with it."""
-        clinical = read_clinical(self.site, outcome=self.study.task.kind == "survival")
-        return {
-            "genes": gene_names(self.site, self.work),
-            "cancers": sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist()),
-            "unit_family": FAMILY[self.site.description.expression_unit],
-        }
+        """What the site says of itself, without a count of patients."""
+        return greet(self.site, self.work, self.study)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """What the federation agreed on beside genes; raises where this site has something else."""
+        agreed = Beside.of(self.ask)
+        own = self.greeting() if self.study.model.name == "path_gptomic" else {}
+        for key in ("images", "embedding"):
+            if own.get(key) and getattr(agreed, key) and own[key] != getattr(agreed, key):
+                raise Refusal(
+                    f"site {self.site.name}: its {key} are now {own[key]!r}, the study agreed on {getattr(agreed, key)!r}; "
+                    "restore them, or begin the study anew"
+                )
+        return agreed
 
     @cached_property
     def panel(self) -> GenePanel:
@@ -143,9 +154,9 @@ class Session:
 
     @cached_property
     def cohort(self) -> Cohort:
-        key = cohort_key(self.site, self.study, self.panel, self.cancers)
+        key = cohort_key(self.site, self.study, self.panel, self.cancers, self.beside)
         cohort = self.resident.cohort(self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel))
-        return in_site_folds(cohort, self.study, self.site.name)
+        return in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
 
     @cached_property
     def split(self) -> np.ndarray:
@@ -164,6 +175,8 @@ class Session:
 
     def missing_genes(self, cohort: Cohort) -> int:
         """Genes of the panel without any value here; they are filled with the federation's mean."""
+        if self.study.embeds or not cohort.has(RNA).any():
+            return 0
         missing = int(np.isnan(cohort.x_NG).all(axis=0).sum())
         if missing:
             log.warning(
@@ -188,12 +201,21 @@ class Session:
     def lens(self) -> Lens:
         grid = TimeGrid(tuple(float(s) for s in self.ask["grid"]))  # type: ignore[union-attr]
         covariates = self.arrays["covariate_mean"], self.arrays["covariate_sd"]
-        return Lens(Scaling.of(self.arrays), covariates, grid)
+        return lens_of(self.study, self.beside, self.scales, covariates, grid)
+
+    @cached_property
+    def scales(self) -> dict[str, Scaling]:
+        """The scale of each modality's table in the message."""
+        return {m: Scaling.of(self.arrays, scale_prefix(m)) for m in self._tables}
+
+    @property
+    def _tables(self) -> tuple[str, ...]:
+        return tuple(table_widths(self.study, self.beside, len(self.panel)))
 
     @cached_property
     def model(self) -> Model:
         covariates = len(input_names(self.study.panel.covariates))
-        sizes = Sizes(len(self.panel), self.cancers, len(self.lens.grid), covariates)
+        sizes = Sizes(len(self.panel), self.cancers, len(self.lens.grid), covariates, self.beside)
         return self.resident.model(self.study, sizes, self.device, self.phase)
 
     def batch(self, cohort: Cohort) -> Batch:
@@ -206,26 +228,26 @@ class Session:
     # -- what the handlers do ------------------------------------------------------------------------------------------
 
     def statistics(self) -> Answer:
-        """Sums over training patients: first moments of genes and covariates and event tables, then moments of powers."""
+        """Sums over training patients: first moments of each table and event tables, then moments of powers."""
         cohort = self.training_cohort()
-        count = len(self.cancers) if self.study.scale_by_cancer else 1
-        group = groups(cohort.cancer, count > 1)
-        cells = np.bincount(group, minlength=count)
+        names, count = self._tables, len(self.cancers) if self.study.scale_by_cancer else 1
         if self.ask.get("powers"):
-            total = power_moments(cohort.x_NG, group, Scaling.of(self.arrays))
-            return Answer({}, total, len(cohort), dict.fromkeys(total, cells), NUMBERS)
-        genes = moments(cohort.x_NG, group, count)
+            total, cells = power_sums(cohort, names, count, self.scales)
+            return Answer({}, total, len(cohort), cells, NUMBERS)
+        total, cells = moment_sums(cohort, names, count)
         covariates = moments(cohort.v_NV, np.zeros(len(cohort), dtype=np.int64), 1)
         events, exposure = event_table(cohort.time, cohort.event, cohort.cancer, len(self.cancers))
-        total = (
-            genes | {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
-        )
+        total |= {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
         config: wire.Config = {"missing_genes": self.missing_genes(cohort)}
-        return Answer(config, total, len(cohort), dict.fromkeys(genes, cells), len(genes))
+        return Answer(config, total, len(cohort), cells, 3)
 
     def train(self) -> Answer:
         """The local steps of a round: training sum, mean loss, and the seconds that they took."""
         cohort, t = self.training_cohort(), self.study.steps(self.phase)
+        if self.phase == PRETRAIN and self.study.model.name != "gene_moe":
+            cohort = cohort.select(cohort.has(RNA))
+            if not len(cohort):
+                raise Refusal(f"site {self.site.name}: no patient with expression, so it takes no part in pre-training")
         model, batch = self.model, self.batch(cohort)
         if self.round <= 1:
             log.info("%s: trains %d patients on %s", self.site.name, len(cohort), self.device_name)
@@ -240,6 +262,7 @@ class Session:
             round_=self.round,
             seed=seed,
             load=part("load/", self.arrays),
+            branches=self.arrays.get(BRANCHES),
         )
         seconds = time.perf_counter() - begin
         seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
@@ -250,6 +273,14 @@ class Session:
             "device": self.device_name,
         }
         return Answer(config, total, seen)
+
+
+def with_modalities(cohort: Cohort, study: Study) -> Cohort:
+    """Patients who have one of the study's modalities at least."""
+    if study.model.name == "gene_moe":
+        return cohort
+    rows = np.any([cohort.has(m) for m in study.modalities], axis=0)
+    return cohort if rows.all() else cohort.select(rows)
 
 
 def in_site_folds(cohort: Cohort, study: Study, site: str) -> Cohort:

@@ -7,12 +7,16 @@ import math
 import numpy as np
 import torch
 from oncofed.client.batch import Batch
+from oncofed.client.modulation import Modulation
 from oncofed.client.objectives import objective_for
 from oncofed.common.blocks import Blocks, Sum, weigh
 from oncofed.common.errors import Refusal
+from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.build import Model, get_weights, set_weights, trainable
-from oncofed.common.models.gene_moe import FIRST_LAYER
+from oncofed.common.models.gene_moe import FIRST_LAYER, cancer_blocks
 from oncofed.common.models.output import ModelOutput
+from oncofed.common.models.path_gptomic import PathGPTOmic
+from oncofed.common.modulation import BRANCHES
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from torch import Tensor
 
@@ -30,12 +34,14 @@ def train_locally(
     round_: int,
     seed: int,
     load: dict[str, np.ndarray],
+    branches: np.ndarray | None = None,
     phase: str = TRAIN,
 ) -> tuple[Sum, float]:
     """One site's share of a round of a phase: its local steps from `weights`.
 
     Returns the training sum (evidence and evidence-weighted change, block by block) and the mean loss over the steps.
-    `load` is the federation's share of each expert in the round before, by mixture; it is constant within the round.
+    `load` is the federation's share of each expert in the round before, by mixture, `branches` what all sites saw of the
+    modalities then (common/modulation.py); both are constant within the round.
     """
     t, device, objective = study.steps(phase), batch.x_BG.device, objective_for(study, phase)
     set_weights(model, weights)
@@ -46,6 +52,9 @@ def train_locally(
     load_t = {group: torch.tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
     generator = torch.Generator(device=device).manual_seed(seed)
     optimizer = _optimizer(model, study, phase, round_)
+    modulation = None
+    if isinstance(model, PathGPTOmic) and model.additive:
+        modulation = Modulation(study, optimizer, branches, model.modalities)
     size = min(t.batch_size or len(batch), len(batch))
     losses: list[Tensor] = []
     shares: dict[str, Tensor] = {}
@@ -61,11 +70,16 @@ def train_locally(
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         used = _shares(model, output, part)
+        if modulation is not None:
+            assert isinstance(model, PathGPTOmic)
+            modulation.step(model, output, part)
         # Clip before blocks are rescaled: afterwards experts hold most of the norm and would starve the trunk.
         if t.clip_norm:
             torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], t.clip_norm)
         if t.optimizer == "sgd" and study.aggregation.rule == "evidence":
             _average_within_blocks(model, blocks, used, len(part))
+        if isinstance(model, PathGPTOmic):
+            _leave_absent(model, used)
         optimizer.step()
         shares = {block: shares.get(block, torch.zeros((), device=device)) + value for block, value in used.items()}
     mean_loss = float(torch.stack(losses).mean())
@@ -76,7 +90,8 @@ def train_locally(
     after = get_weights(model)
     delta = {name: after[name] - weights[name] for name in after if name in moving}
     evidence = _evidence(study, blocks, shares, patients=len(batch), seen=size * t.local_steps)
-    return weigh(delta, evidence, blocks), mean_loss
+    total = weigh(delta, evidence, blocks)
+    return total if modulation is None else total | {BRANCHES: modulation.table}, mean_loss
 
 
 def learning_rate(study: Study, phase: str, round_: int) -> float:
@@ -113,7 +128,11 @@ def _optimizer(model: Model, study: Study, phase: str, round_: int) -> torch.opt
             own = head_rate
         elif phase == TRAIN and study.training.first_layer == "slow" and name in FIRST_LAYER_NAMES:
             own = rate * SLOW
-        groups.append({"params": [p], "lr": own, "weight_decay": decay})
+        # heads are not modulated (path_gptomic.md, 1.3)
+        modality = model.modality_of(name) if isinstance(model, PathGPTOmic) and not name.startswith("head.") else None
+        if modality == PATHOLOGY:
+            own *= study.fusion.pathology_rate
+        groups.append({"params": [p], "lr": own, "weight_decay": decay, "modality": modality})
     if t.optimizer == "adam":
         betas = (0.5, 0.9) if phase == PRETRAIN and study.pretraining.critic else (0.9, 0.999)
         return torch.optim.AdamW(groups, lr=rate, betas=betas)
@@ -130,13 +149,26 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> list[
 
 
 def _shares(model: Model, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-    """How many patients of the batch stand behind each block: gate mass of experts, patients of a cancer type, all."""
-    counts = torch.bincount(batch.cancer_B, minlength=len(model.cancers)).float()
-    used = {f"cancer/{c}": counts[i] for i, c in enumerate(model.cancers)}
+    """How many patients of the batch stand behind each block: gate mass of experts, patients of a cancer type or with a
+    modality, all."""
+    n = len(model.cancers)
+    counts = torch.bincount(batch.cancer_B, minlength=n).float()
+    used = dict(zip(cancer_blocks(model.cancers), counts, strict=True))
+    for modality, there_B in output.present.items():
+        by_cancer = torch.bincount(batch.cancer_B, weights=there_B, minlength=n)
+        used |= dict(zip(cancer_blocks(model.cancers, modality), by_cancer, strict=True)) | {modality: there_B.sum()}
     for group, share_BE in output.shares.items():
         mass = share_BE.detach().sum(0)
         used |= {f"{group}/{e}": mass[e] for e in range(len(mass))}
     return used | {"trunk": torch.tensor(float(len(batch)), device=counts.device)}
+
+
+def _leave_absent(model: PathGPTOmic, used: dict[str, Tensor]) -> None:
+    """Drop the gradients of modalities that nobody in the batch has: weight decay must not move their encoders either."""
+    absent = [m for m in model.modalities if not used[m]]
+    for name, p in model.named_parameters() if absent else ():
+        if model.modality_of(name) in absent:
+            p.grad = None
 
 
 def _average_within_blocks(model: Model, blocks: Blocks, used: dict[str, Tensor], patients: int) -> None:

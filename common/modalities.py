@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 RNA, PATHOLOGY, ALTERATIONS = "rna", "pathology", "alterations"
@@ -30,16 +30,51 @@ class Images:
         return f"{self.kind} of {self.encoder or 'named features'}, width {self.width}{named}"
 
 
-def agree(images: Mapping[str, str]) -> str:
-    """The one description (`Images.text`) that all sites with images give, empty without any; raises naming the sites."""
-    by_text: dict[str, list[str]] = {}
-    for site, text in images.items():
+IMAGE_TROUBLE = (
+    "sites hold images that one model cannot read ({}); encode the slides with one encoder, or leave pathology out with "
+    "fusion.modalities"
+)
+EMBEDDING_TROUBLE = "sites embed expression by different models ({}); give all of them the same checkpoint folder"
+
+
+def agree_text(by_site: Mapping[str, str], trouble: str) -> str:
+    """What all sites say that say something, empty where none does; raises `trouble` naming who says what."""
+    sites: dict[str, list[str]] = {}
+    for site, text in by_site.items():
         if text:
-            by_text.setdefault(text, []).append(site)
-    if len(by_text) > 1:
-        listed = "; ".join(f"{text}: {', '.join(sorted(sites))}" for text, sites in sorted(by_text.items()))
+            sites.setdefault(text, []).append(site)
+    if len(sites) > 1:
         raise ValueError(
-            f"sites hold images that one model cannot read ({listed}); encode the slides with one encoder, or leave "
-            "pathology out with fusion.modalities"
+            trouble.format("; ".join(f"{text}: {', '.join(sorted(s))}" for text, s in sorted(sites.items())))
         )
-    return next(iter(by_text), "")
+    return next(iter(sites), "")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a federation agreed on beside genes: its images, its alterations by name, and the frozen model that embeds RNA.
+
+    `embedding` identifies that model, `embedding_width` is the length of its vectors; both empty where genes enter as they are.
+    """
+
+    image_kind: str = ""
+    image_width: int = 0
+    images: str = ""
+    alterations: tuple[str, ...] = ()
+    embedding: str = ""
+    embedding_width: int = 0
+
+    def config(self) -> dict[str, str | int]:
+        """For messages and files."""
+        return asdict(self) | {"alterations": "\n".join(self.alterations)}
+
+    @classmethod
+    def of(cls, config: Mapping[str, object]) -> Beside:
+        """The inverse of `config`; other keys are left alone, and a key that is not there keeps its empty value."""
+        known = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        known["alterations"] = tuple(filter(None, str(known.get("alterations", "")).split("\n")))
+        return cls(**known)  # type: ignore[arg-type]
+
+
+NO_BESIDE = Beside()
+"""Of a study that sees expression alone."""

@@ -56,3 +56,7 @@ class GenePanel:
 def _plain(gene: str) -> bool:
     """Whether a name survives a panel file: not empty, no comment, no control character, no space at an end."""
     return bool(gene) and gene == gene.strip() and gene.isprintable() and not gene.startswith("#")
+
+
+NO_GENES = GenePanel(("(no genes)",))
+"""The panel of a study that sees no expression."""

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from oncofed.common.blocks import Sum, part
+from oncofed.common.modalities import Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.common.survival import TimeGrid
+from oncofed.common.tables import scale_prefix, table_widths
 from safetensors import SafetensorError, safe_open
 
 
@@ -31,7 +33,7 @@ def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Weights, scale, panel, cancer types, time grid, study, and what its training patients looked like to it.
+    """Weights, scales, panel, cancer types, time grid, study, and what its training patients looked like to it.
 
     `explanation` holds sums by cancer type: `risk_counts`, `log_baseline`, `attribution/*`, `gate/*` (client/explain.py).
     `unit_family` is empty in files that do not say it.
@@ -43,7 +45,8 @@ class SavedModel:
     grid: TimeGrid
     fold: int
     unit_family: str
-    scaling: Scaling
+    scales: dict[str, Scaling]
+    beside: Beside
     covariates: tuple[np.ndarray, np.ndarray]
     weights: Sum
     explanation: Sum
@@ -53,14 +56,17 @@ class SavedModel:
         """Raises `ValueError` with the remedy where the file is absent, broken or something else."""
         try:
             arrays, about = load_arrays(path)
+            study, panel = Study.parse(about["study"], path.name), GenePanel(tuple(about["genes"]))
+            beside = Beside.of(about.get("beside", {}))
             return cls(
-                study=Study.parse(about["study"], path.name),
-                panel=GenePanel(tuple(about["genes"])),
+                study=study,
+                panel=panel,
                 cancers=tuple(about["cancers"]),
                 grid=TimeGrid(tuple(about["grid_months"])),
                 fold=int(about["fold"]),
                 unit_family=str(about.get("unit_family", "")),
-                scaling=Scaling.of(arrays),
+                scales={m: Scaling.of(arrays, scale_prefix(m)) for m in table_widths(study, beside, len(panel))},
+                beside=beside,
                 covariates=(arrays["covariate_mean"], arrays["covariate_sd"]),
                 weights=part("weights/", arrays),
                 explanation=part("explanation/", arrays),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from oncofed.common.covariates import parse_covariates
+from oncofed.common.modalities import MODALITIES, PATHOLOGY, RNA
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
@@ -27,7 +28,9 @@ class Section(BaseModel):
 class Model(Section):
     """Which model, at which size; a number given here overrides the size's own."""
 
-    name: Literal["gene_moe"] = "gene_moe"
+    name: Literal["gene_moe", "path_gptomic"] = Field(
+        "gene_moe", description="path_gptomic: RNA beside pathology; its RNA encoder is Gene-MOE's, with the keys below"
+    )
     size: Literal["tiny", "small", "paper"] = Field("small", description="width 16, 256, 1024; experts 4, 8, 15")
     width: int = Field(0, ge=0, description="0: the size's own")
     latent: int = Field(0, ge=0, description="0: the size's own")
@@ -85,6 +88,52 @@ class Model(Section):
     @model_validator(mode="after")
     def _fits(self) -> Model:
         self.encoder()
+        return self
+
+
+class Fusion(Section):
+    """How Path-GPTOmic joins what is known of a patient; a modality that a patient lacks is left out of the sum."""
+
+    modalities: tuple[str, ...] = Field(
+        (RNA, PATHOLOGY), description="of rna, pathology, alterations (copy numbers and mutations)"
+    )
+    kind: Literal["additive", "concat", "late"] = Field(
+        "additive",
+        description="one log hazard that is a sum over modalities; concat: a perceptron over all features; "
+        "late: each modality learns alone, their log hazards are added",
+    )
+    rna_encoder: Literal["gene_moe", "scgpt"] = Field(
+        "gene_moe", description="scgpt: of frozen scGPT embeddings, from the checkpoint that a site's site.toml names"
+    )
+    modulation: Literal["none", "local", "federated"] = Field(
+        "local", description="slows the encoder of the modality that leads; federated: by all sites' sums of a round"
+    )
+    modulation_ratio: Literal["auto", "likelihood", "risk_set", "literal"] = Field(
+        "auto",
+        description="what is compared; auto: likelihood in piecewise_exponential, risk_set in cox; literal: eq. 5 as printed",
+    )
+    modulation_floor: float = Field(0.1, ge=0, le=1, description="least factor on the leading encoder's rate")
+    modulation_memory: float = Field(
+        0.5, ge=0, lt=1, description="weight of earlier steps of a round in the comparison"
+    )
+    modality_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of patients who lose one of their modalities in a training step"
+    )
+    pathology_rate: float = Field(1.0, gt=0, description="factor on the rate of the pathology encoder")
+    tiles: int = Field(2048, ge=0, description="at most so many tiles of a patient in a training step; 0: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return split_text(data, "modalities")
+
+    @model_validator(mode="after")
+    def _known(self) -> Fusion:
+        odd = [m for m in self.modalities if m not in MODALITIES]
+        if odd or not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(
+                f"fusion.modalities = {list(self.modalities)} must name some of {list(MODALITIES)}, each once"
+            )
         return self
 
 

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oncofed.common.modalities import MODALITIES, RNA
 from oncofed.common.sections import (
     Aggregation,
     Analysis,
+    Fusion,
     Model,
     Panel,
     Pretraining,
@@ -39,6 +41,7 @@ class Study(Section):
     seed: int = Field(0, ge=0, description="of folds, first weights and every site's noise and batches")
     cancers: tuple[str, ...] = Field((), description="cancer types to study; empty: all that the sites hold")
     model: Model = Model()
+    fusion: Fusion = Fusion()
     task: Task = Task()
     panel: Panel = Panel()
     pretraining: Pretraining = Pretraining()
@@ -57,6 +60,19 @@ class Study(Section):
     def _consistent(self) -> Study:
         if self.task.kind == "classification" and self.panel.scale_by == "cancer":
             raise ValueError("panel.scale_by = 'cancer' needs the cancer type that is to be classified; use 'all'")
+        if self.model.name == "path_gptomic" and self.task.kind != "survival":
+            raise ValueError(
+                "model.name = 'path_gptomic' predicts survival; set task.kind = 'survival', or use 'gene_moe'"
+            )
+        if self.pretraining.rounds and RNA not in self.modalities:
+            raise ValueError(
+                "pretraining reconstructs expression; add 'rna' to fusion.modalities or set pretraining.rounds = 0"
+            )
+        if self.analysis.attributions and (self.fusion.rna_encoder == "scgpt" or RNA not in self.modalities):
+            raise ValueError(
+                "analysis.attributions ranks genes that the model sees one by one; it needs 'rna' in fusion.modalities and "
+                "fusion.rna_encoder = 'gene_moe'"
+            )
         if self.training.patience and not (self.splits.validation and self.training.evaluate_every):
             raise ValueError(
                 "training.patience chooses a round by validation patients: set splits.validation (0.15, say) "
@@ -73,6 +89,18 @@ class Study(Section):
     def scale_by_cancer(self) -> bool:
         """Whether genes are held against the patient's own cancer type."""
         return self.panel.scale_by == "cancer" or (self.panel.scale_by == "auto" and self.task.kind == "survival")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model sees beside the cancer type and covariates, in the order of `MODALITIES`."""
+        if self.model.name == "gene_moe":
+            return (RNA,)
+        return tuple(m for m in MODALITIES if m in self.fusion.modalities)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether expression enters as embeddings of a frozen model."""
+        return self.model.name == "path_gptomic" and RNA in self.modalities and self.fusion.rna_encoder == "scgpt"
 
     @property
     def phases(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.common.modalities import Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 from oncofed.deploy import compare_classes, compare_survival
@@ -127,7 +128,8 @@ def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.
     _, about = load_arrays(out / f"model-fold-{folds[0]}.safetensors")
     # who scored nobody took no part; but where whole sites are held out, the others train without scoring anybody
     members = set(results["sites"] if study.splits.held_out_sites else run.predictions["site"])
-    pool = Pool.open(sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]), members)
+    beside = Beside.of(about.get("beside", {}))
+    pool = Pool.open(sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]), members, beside)
     predict: dict[str, Callable[..., pd.DataFrame]] = {
         "pooled": predict_pooled,
         "local": predict_local,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from oncofed.common.modalities import RNA
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.deploy.reference import INNER, Pool, frame_of, inner_folds, prediction_table
@@ -23,7 +24,7 @@ def predict_logistic(pool: Pool, study: Study, fold: int, advance: Callable[[], 
     cohort, cancers = pool.all, len(pool.cancers)
     rows = pool.split(study, fold) != "test"
     lens = frame_of(study, cohort.select(rows), cancers)
-    x = np.hstack([lens.gene_inputs(cohort), lens.covariate_inputs(cohort.v_NV)]).astype(np.float64)
+    x = np.hstack([lens.inputs(cohort, RNA), lens.covariate_inputs(cohort.v_NV)]).astype(np.float64)
     z = in_span(x, x[rows])
     inner = inner_folds(cohort, rows, INNER, seed_from(study.seed, "logistic"))
     loss = np.zeros(len(STRENGTHS))

@@ -17,18 +17,20 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
 from oncofed.client.objectives import measured_objective
+from oncofed.client.scale import lens_of
 from oncofed.client.score import class_columns
-from oncofed.client.session import in_site_folds, split_names
+from oncofed.client.session import in_site_folds, split_names, with_modalities
 from oncofed.client.train import train_locally
 from oncofed.common.blocks import Sum
+from oncofed.common.modalities import NO_BESIDE, RNA, Beside
+from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, Sizes, build_model, set_weights, transfer
-from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling, groups, moments, power_moments
 from oncofed.common.splits import deal_folds, seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.common.survival import TimeGrid, coarsen, event_table, initial_log_baseline
-from oncofed.server.aggregate import mean_by_block
+from oncofed.common.tables import table_widths
 from oncofed.server.statistics import covariate_scale
 from oncofed.server.strategy import EvidenceStrategy
 
@@ -45,19 +47,28 @@ class Pool:
     cohorts: dict[str, Cohort]
     panel: GenePanel
     cancers: tuple[str, ...]
+    beside: Beside = NO_BESIDE
 
     @classmethod
-    def open(cls, sites: Path, study: Study, panel: GenePanel, cancers: tuple[str, ...], members: set[str]) -> Pool:
+    def open(
+        cls,
+        sites: Path,
+        study: Study,
+        panel: GenePanel,
+        cancers: tuple[str, ...],
+        members: set[str],
+        beside: Beside = NO_BESIDE,
+    ) -> Pool:
         """The cohorts of `members`, the sites that scored their held-out patients in the federation."""
         cohorts = {}
         for folder in list_sites(sites):
             site = SiteFolder.open(folder)
             if site.name not in members:
                 continue
-            key = cohort_key(site, study, panel, cancers)
+            key = cohort_key(site, study, panel, cancers, beside)
             cohort = open_cohort(key, site, folder / ".oncofed", panel)
-            cohorts[site.name] = in_site_folds(cohort, study, site.name)
-        return cls(cohorts, panel, cancers)
+            cohorts[site.name] = in_site_folds(with_modalities(cohort, study), study, site.name)
+        return cls(cohorts, panel, cancers, beside)
 
     @property
     def all(self) -> Cohort:
@@ -106,18 +117,19 @@ def inner_folds(cohort: Cohort, train: np.ndarray, folds: int, seed: int) -> np.
     return inner
 
 
-def frame_of(study: Study, train: Cohort, cancers: int) -> Lens:
+def frame_of(study: Study, train: Cohort, cancers: int, beside: Beside = NO_BESIDE) -> Lens:
     """What the federation's statistics phase makes of its sums, from patients in one place."""
     count = cancers if study.scale_by_cancer else 1
-    group = groups(train.cancer, count > 1)
-    scaling = Scaling.from_moments(moments(train.x_NG, group, count))
-    if study.panel.powers:
-        scaling = scaling.with_powers(power_moments(train.x_NG, group, scaling))
+    group, scales = groups(train.cancer, count > 1), {}
+    for m in table_widths(study, beside, train.x_NG.shape[1]):
+        scales[m] = Scaling.from_moments(moments(train.table(m), group, count))
+        if study.panel.powers:
+            scales[m] = scales[m].with_powers(power_moments(train.table(m), group, scales[m]))
     sums = moments(train.v_NV, np.zeros(len(train), dtype=np.int64), 1)
     scale = covariate_scale({f"covariate_{k}": v[0] for k, v in sums.items()})
     events, _ = event_table(train.time, train.event, train.cancer, cancers)
     grid = TimeGrid.from_events(events.sum(0), study.task.intervals)
-    return Lens(scaling, (scale["covariate_mean"], scale["covariate_sd"]), grid)
+    return lens_of(study, beside, scales, (scale["covariate_mean"], scale["covariate_sd"]), grid)
 
 
 def _train(
@@ -126,10 +138,10 @@ def _train(
     """Scores `[N]` or `[N, classes]` of a whole cohort after training on it: a federation of one site, without the messages."""
     train, cancers = cohort.select(split == "train"), len(pool.cancers)
     device = choose_device(study.runtime.device)
-    lens = frame_of(study, train, cancers)
+    lens = frame_of(study, train, cancers, pool.beside)
     events, exposure = event_table(train.time, train.event, train.cancer, cancers)
     baseline = initial_log_baseline(coarsen(events, lens.grid), coarsen(exposure, lens.grid)).astype(np.float32)
-    sizes = Sizes(len(pool.panel), pool.cancers, len(lens.grid), train.v_NV.shape[1])
+    sizes = Sizes(len(pool.panel), pool.cancers, len(lens.grid), train.v_NV.shape[1], pool.beside)
     batch = Batch.of(train, lens, device)
     patience, aside = study.training.patience, cohort.select(split == "validation")
     validation = Batch.of(aside, lens, device) if patience and len(aside) else None
@@ -145,9 +157,17 @@ def _train(
         for round_ in range(1, study.steps(phase).rounds + 1):
             seed = seed_from(study.seed, phase, fold, round_, name)
             total, _ = train_locally(
-                model, strategy.weights, batch, study, phase=phase, round_=round_, seed=seed, load=strategy.load
+                model,
+                strategy.weights,
+                batch if phase == TRAIN else _with_expression(batch),
+                study,
+                phase=phase,
+                round_=round_,
+                seed=seed,
+                load=strategy.load,
+                branches=strategy.branches,
             )
-            strategy.step(*mean_by_block(total, strategy.blocks, study.aggregation.tau))
+            strategy.take(total)
             advance()
             if phase == PRETRAIN or validation is None or round_ % study.training.evaluate_every:
                 continue
@@ -161,13 +181,18 @@ def _train(
         if phase == TRAIN:
             set_weights(model, best if best_loss < np.inf else strategy.weights)
     model.eval()
-    assert isinstance(model, GeneMOE)
+    assert not isinstance(model, GeneAutoencoder)
     with torch.no_grad():
         return Batch.of(cohort, lens, device).through(model).score.double().cpu().numpy()
 
 
+def _with_expression(batch: Batch) -> Batch:
+    rows = torch.nonzero(batch.has[RNA]).squeeze(1)
+    return batch if len(rows) == len(batch) else batch.select(rows)
+
+
 def _loss(study: Study, model: Model, weights: Sum, batch: Batch) -> float:
-    assert isinstance(model, GeneMOE)
+    assert not isinstance(model, GeneAutoencoder)
     set_weights(model, weights)
     model.eval()
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """The strong simple baseline: ridge Cox on pooled data, stratified by cancer type, with or without a part of each cancer's own.
 
+Of several modalities all tables stand side by side, a patient's absent ones at the mean.
+
 Only a researcher who holds every site's folder can run it; it meets the federation's own folds.
 """
 
@@ -25,7 +27,7 @@ COVARIATE_PENALTY = 0.02
 
 @dataclass(frozen=True)
 class Inputs:
-    """Standardised genes `[N, G]` and covariates `[N, V]` of a cohort; `own`: coefficients of each cancer's own beside shared ones."""
+    """Standardised genes (and what else the study sees) `[N, G]` and covariates `[N, V]` of a cohort; `own`: coefficients of each cancer's own beside shared ones."""
 
     x: np.ndarray
     v: np.ndarray
@@ -47,8 +49,8 @@ def predict_ridge(
     cohort, cancers = pool.all, len(pool.cancers)
     rows = pool.split(study, fold) != "test"
     scaled = study if powers else study.changed(panel__scale_by="all", panel__powers=False)
-    lens = frame_of(scaled, cohort.select(rows), cancers)
-    x = lens.gene_inputs(cohort).astype(np.float64)
+    lens = frame_of(scaled, cohort.select(rows), cancers, pool.beside)
+    x = np.hstack([lens.inputs(cohort, m) for m in lens.scales]).astype(np.float64)
     everyone = Inputs(x, lens.covariate_inputs(cohort.v_NV), cohort, own)
     inner = inner_folds(cohort, rows, INNER, seed_from(study.seed, "ridge"))
     score = np.zeros(len(PENALTIES))

@@ -30,6 +30,12 @@ CITIES = (
 )
 CANCERS = ("BRCA", "LUAD", "COADREAD", "KIRC", "GBMLGG", "SKCM")
 FORMATS: tuple[tuple[Unit, str], ...] = (("log2", "parquet"), ("counts", "tsv"), ("tpm", "csv"), ("log2", "h5ad"))
+IMAGE_FEATURES = tuple(
+    f"{what} of {cell}"
+    for cell in ("tumour", "lymphocytes", "fibroblasts", "plasma cells")
+    for what in ("area", "density", "roundness", "spread")
+)
+"""As a program that reads slides would name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,7 @@ def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
         _write_expression(folder, expression, kind)
         if i % 3 != 2:  # missing modality: every third site has no pathology, and others lack it for some patients
             image = activity[:, :1] * rng.normal(0.5, 0.2, 16) + rng.normal(0.0, 1.0, (n, 16))
-            table = pd.DataFrame(image, index=expression.index, columns=[f"FEATURE{k:02d}" for k in range(16)])
+            table = pd.DataFrame(image, index=expression.index, columns=list(IMAGE_FEATURES))
             table[rng.random(n) < 0.8].to_parquet(folder / "pathology.parquet")
         folders.append(folder)
     truth = {

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
-from oncofed.common.panel import GenePanel
+from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text
+from oncofed.common.panel import NO_GENES, GenePanel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import write_text
@@ -46,7 +48,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
     roster.gather(study.aggregation.min_sites, greeting(study))
-    cancers, panel = agree(study, roster)
+    cancers, panel, beside = agree(study, roster)
     absent = [site for site in study.splits.held_out_sites if site not in roster.sites]
     if absent:
         raise ValueError(f"splits.held_out_sites = {absent} are not in the federation; its sites are {roster.sites}")
@@ -59,6 +61,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
         "sites": roster.sites,
         "cancers": list(cancers),
         "panel": {"genes": len(panel), "hash": panel.hash},
+        "beside": beside.config(),
         "folds": [],
         "left_out": roster.left_out,
     }
@@ -71,7 +74,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             progress.advance(bar)
 
         for fold in folds:
-            results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out).run(advance))
+            results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside).run(advance))
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
     if study.analysis.attributions:
@@ -80,22 +83,42 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     return results
 
 
-def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel]:
-    """Cancer types and gene panel of the study from the sites' greetings; refuses sites whose units cannot share a scale."""
-    families: dict[str, list[str]] = {}
-    for hello in roster.hellos.values():
-        families.setdefault(str(hello["unit_family"]), []).append(str(hello["site"]))
-    if len(families) > 1:
-        listed = "; ".join(f"{family}: {', '.join(sorted(sites))}" for family, sites in sorted(families.items()))
-        raise ValueError(
-            f"sites deliver expression that cannot share a scale ({listed}); convert one group, or run two studies"
-        )
-    found = sorted({c for h in roster.hellos.values() for c in h["cancers"]})  # type: ignore[union-attr]
+UNIT_TROUBLE = "sites deliver expression that cannot share a scale ({}); convert one group, or run two studies"
+
+
+def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel, Beside]:
+    """Cancer types, gene panel and what stands beside genes, from the sites' greetings.
+
+    Refuses sites whose units cannot share a scale, and sites of other images or another frozen model, by name.
+    """
+    hellos = {str(h["site"]): h for h in roster.hellos.values()}
+    agree_text({site: str(h["unit_family"]) for site, h in hellos.items()}, UNIT_TROUBLE)
+    found = sorted({c for h in hellos.values() for c in h["cancers"]})  # type: ignore[union-attr]
     cancers = study.cancers or tuple(map(str, found))
     absent = [c for c in cancers if c not in found]
     if absent:
         raise ValueError(f"cancers = {absent} are at no site; the sites hold {found}")
+    beside = agree_beside(hellos, study.panel.min_site_share)
+    if RNA not in study.modalities:
+        return cancers, NO_GENES, beside
     if study.panel.file:
-        return cancers, GenePanel.from_file(Path(study.panel.file))
-    genes = [h["genes"] for h in roster.hellos.values()]
-    return cancers, GenePanel.shared(genes, study.panel.min_site_share)  # type: ignore[arg-type]
+        return cancers, GenePanel.from_file(Path(study.panel.file)), beside
+    genes = [h["genes"] for h in hellos.values() if h["genes"]]
+    return cancers, GenePanel.shared(genes, study.panel.min_site_share), beside  # type: ignore[arg-type]
+
+
+def agree_beside(hellos: Mapping[str, wire.Config], min_site_share: float) -> Beside:
+    """What the sites that have images, alterations or embeddings have in common."""
+    alterations = [Beside.of(h).alterations for h in hellos.values() if h.get("alterations")]
+    images = agree_text({site: str(h.get("images", "")) for site, h in hellos.items()}, IMAGE_TROUBLE)
+    embedding = agree_text({site: str(h.get("embedding", "")) for site, h in hellos.items()}, EMBEDDING_TROUBLE)
+    with_images = next((Beside.of(h) for h in hellos.values() if images and h.get("images")), Beside())
+    with_rna = next((Beside.of(h) for h in hellos.values() if embedding and h.get("embedding")), Beside())
+    return Beside(
+        image_kind=with_images.image_kind,
+        image_width=with_images.image_width,
+        images=images,
+        alterations=GenePanel.shared(alterations, min_site_share).genes if alterations else (),
+        embedding=embedding,
+        embedding_width=with_rna.embedding_width,
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names
+from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.models.build import Sizes, build_model, transfer
 from oncofed.common.panel import GenePanel
 from oncofed.common.saved import model_file
@@ -39,11 +40,12 @@ class FoldRun:
     cancers: tuple[str, ...]
     fold: int
     out: Path
+    beside: Beside = NO_BESIDE
 
     def run(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
-        inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold)
+        inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
         frame, baseline = gather_statistics(inquiry)  # also when resuming: it brings the panel to sites that came since
         result: dict[str, Any] = {"fold": self.fold}
         seconds, pretrained = 0.0, None
@@ -80,7 +82,7 @@ class FoldRun:
     ) -> Rounds:
         """A phase at its start, or where its checkpoint left it."""
         covariates = len(input_names(self.study.panel.covariates))
-        sizes = Sizes(len(self.panel), self.cancers, len(frame.grid), covariates)
+        sizes = Sizes(len(self.panel), self.cancers, len(frame.grid), covariates, self.beside)
         model = build_model(self.study, sizes, phase=phase, fold=self.fold)
         strategy = EvidenceStrategy.of(self.study.aggregation, model)
         if "head.log_baseline" in strategy.weights:
@@ -125,7 +127,8 @@ class FoldRun:
             "fold": self.fold,
             "grid_months": list(frame.grid.starts),
             "genes": list(self.panel.genes),
-            "unit_family": "/".join(sorted({str(hello["unit_family"]) for hello in self.roster.hellos.values()})),
+            "unit_family": "/".join(sorted({str(h["unit_family"]) for h in self.roster.hellos.values()} - {""})),
+            "beside": self.beside.config(),
         }
         arrays = under("weights/", strategy.weights) | frame.arrays | under("explanation/", explanation)
         save_arrays(self.out / model_file(self.fold), arrays, about)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
+from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
@@ -25,6 +26,7 @@ class Inquiry:
     panel: GenePanel
     cancers: tuple[str, ...]
     fold: int
+    beside: Beside = NO_BESIDE
 
     def ask(
         self, kind: str, config: wire.Config, arrays: Sum | None, *, phase: str = TRAIN, round_: int = 0
@@ -32,7 +34,7 @@ class Inquiry:
         """Ask the sites that the question concerns; an answer to another study, fold, round or panel is left out."""
         stamp: wire.Config = {"fold": self.fold, "phase": phase, "round": round_, "panel_hash": self.panel.hash}
         hello = greeting(self.study)
-        text: wire.Config = hello | {"cancers": list(self.cancers)}
+        text: wire.Config = hello | {"cancers": list(self.cancers)} | self.beside.config()
         self.roster.greet_newcomers(hello)
         tests = kind == wire.EVALUATE and not config.get("validation")
         concerns = self._held_out if tests else self._training

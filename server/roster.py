@@ -197,7 +197,8 @@ def _size(content) -> int:  # type: ignore[no-untyped-def]
 def _check_hello(config: wire.Config) -> None:
     for key in ("genes", "cancers"):
         value = config.get(key)
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        empty = key == "cancers" and not value
+        if not isinstance(value, list) or empty or not all(isinstance(v, str) for v in value):
             raise Refusal(f"the greeting's {key} must be a list of names")
     if not isinstance(config.get("unit_family"), str):
         raise Refusal("the greeting lacks its unit family")

@@ -80,6 +80,7 @@ class Rounds:
                 "sites": len(summary.sites),
                 "evidence": summary.evidence,
             }
+            | ({"branches": summary.branches} if summary.branches else {})
         )
         t = self.inquiry.study.training
         if self.phase == PRETRAIN or not t.evaluate_every or round_ % t.evaluate_every:

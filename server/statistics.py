@@ -11,6 +11,7 @@ from oncofed.common.blocks import Sum
 from oncofed.common.covariates import input_names
 from oncofed.common.scaling import MIN_SD, POWERS, Scaling
 from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_log_baseline
+from oncofed.common.tables import scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
 
 log = logging.getLogger("oncofed.server")
@@ -33,30 +34,47 @@ class Frame:
 
 def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
     """Federated sums over training patients -> the frame, and the first log baselines `[C, K]`."""
-    study, genes, cancers = inquiry.study, len(inquiry.panel), len(inquiry.cancers)
+    study, cancers = inquiry.study, len(inquiry.cancers)
+    widths = table_widths(study, inquiry.beside, len(inquiry.panel))
     count = cancers if study.scale_by_cancer else 1
     covariates, edges = len(input_names(study.panel.covariates)), len(PUBLIC_EDGES)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("n", "sum", "squares"), (count, genes))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for m, width in widths.items():
+        shapes |= {sum_prefix(m) + k: (count, width) for k in ("n", "sum", "squares")}
     shapes |= {f"covariate_{k}": (covariates,) for k in ("n", "sum", "squares")}
     shapes |= {"events": (cancers, edges), "exposure": (cancers, edges)}
     total = inquiry.add_up(wire.STATISTICS, {"genes": list(inquiry.panel.genes)}, None, shapes)
-    empty = int((total["n"].sum(0) == 0).sum())
-    if empty:
-        log.warning("fold %d: %d genes of the panel have no value at any site and stay at 0", inquiry.fold, empty)
-    scaling = Scaling.from_moments(total)
+    scales = {}
+    for m in widths:
+        sums = {k: total[sum_prefix(m) + k] for k in ("n", "sum", "squares")}
+        empty = int((sums["n"].sum(0) == 0).sum())
+        if empty:
+            log.warning("fold %d: %d numbers of %s have no value at any site and stay at 0", inquiry.fold, empty, m)
+        scales[m] = Scaling.from_moments(sums)
     if study.panel.powers:
-        by_power = (count, len(POWERS), genes)
-        shapes = {
-            "n": (count, genes),
-            "log_jacobian": (count, genes),
-            "power_sum": by_power,
-            "power_squares": by_power,
-        }
-        moments = inquiry.add_up(wire.STATISTICS, {"powers": True}, scaling.arrays(), shapes, bits=POWER_BITS)
-        scaling = scaling.with_powers(moments)
+        scales = _with_powers(inquiry, scales, widths, count)
     grid = TimeGrid.from_events(total["events"].sum(0), study.task.intervals)
     baseline = initial_log_baseline(coarsen(total["events"], grid), coarsen(total["exposure"], grid))
-    return Frame(scaling.arrays() | covariate_scale(total), grid), baseline.astype(np.float32)
+    arrays = covariate_scale(total)
+    for m, scale in scales.items():
+        arrays |= scale.arrays(scale_prefix(m))
+    return Frame(arrays, grid), baseline.astype(np.float32)
+
+
+def _with_powers(
+    inquiry: Inquiry, scales: dict[str, Scaling], widths: dict[str, int], count: int
+) -> dict[str, Scaling]:
+    """The second question of the statistics: which power makes each number of a table symmetric."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for m, width in widths.items():
+        shapes |= {sum_prefix(m) + k: (count, width) for k in ("n", "log_jacobian")}
+        shapes |= {sum_prefix(m) + k: (count, len(POWERS), width) for k in ("power_sum", "power_squares")}
+    sent: Sum = {}
+    for m, scale in scales.items():
+        sent |= scale.arrays(scale_prefix(m))
+    total = inquiry.add_up(wire.STATISTICS, {"powers": True}, sent, shapes, bits=POWER_BITS)
+    keys = ("n", "log_jacobian", "power_sum", "power_squares")
+    return {m: scale.with_powers({k: total[sum_prefix(m) + k] for k in keys}) for m, scale in scales.items()}
 
 
 def covariate_scale(total: Sum) -> Sum:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum, part, under
+from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, get_weights, trainable
-from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.path_gptomic import PathGPTOmic
+from oncofed.common.modulation import BRANCHES, COLUMNS, contributions
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
 from oncofed.server.optimizer import ServerOptimizer
@@ -31,6 +33,7 @@ class RoundSummary:
     seconds_at_sites: float
     devices: dict[str, str]
     site_evidence: dict[str, np.ndarray]
+    branches: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -46,27 +49,33 @@ class EvidenceStrategy:
     mixtures: dict[str, int]
     removable: dict[str, int]
     trainable: frozenset[str]
+    modalities: tuple[str, ...] = ()
     optimizer: ServerOptimizer = field(init=False)
     load: dict[str, np.ndarray] = field(init=False)
+    branches: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = ServerOptimizer(self.settings, self.blocks)
         self.load = {group: np.full(n, 1.0 / n) for group, n in self.mixtures.items()}
+        self.branches = np.zeros((len(self.modalities), len(COLUMNS)))
 
     @classmethod
     def of(cls, settings: Aggregation, model: Model) -> EvidenceStrategy:
         """The strategy for a model, from its weights."""
         weights = {name: np.array(value) for name, value in get_weights(model).items()}
-        removable = model.removable() if isinstance(model, GeneMOE) else {}
-        return cls(settings, model.blocks(), weights, model.mixtures(), removable, trainable(model))
+        removable = {} if isinstance(model, GeneAutoencoder) else model.removable()
+        modalities = model.modalities if isinstance(model, PathGPTOmic) and model.additive else ()
+        return cls(settings, model.blocks(), weights, model.mixtures(), removable, trainable(model), modalities)
 
     def arrays(self) -> Sum:
-        """What every site gets: weights, and the load of the round before as constants of the balance loss."""
-        return under("weights/", self.weights) | under("load/", self.load)
+        """What every site gets: weights, and of the round before the experts' load and what was seen of the modalities."""
+        seen = {BRANCHES: self.branches} if self.modalities else {}
+        return under("weights/", self.weights) | under("load/", self.load) | seen
 
     def aggregate(self, answers: Iterable[Answer], round_: int, roster: Roster) -> RoundSummary:
         """Add answers as they arrive, divide by evidence, step. A bad answer is left out by name; too few raise."""
         shapes = {n: self.weights[n].shape for n in self.trainable} | {EVIDENCE: (len(self.blocks.names),)}
+        shapes |= {BRANCHES: self.branches.shape} if self.modalities else {}
         accumulator = Accumulator(shapes, UPDATE_BITS)
         losses: dict[str, tuple[float, float, float]] = {}
         devices: dict[str, str] = {}
@@ -89,11 +98,17 @@ class EvidenceStrategy:
                 f"round {round_}: {accumulator.count} good answers, aggregation.min_sites = {self.settings.min_sites}. "
                 + "; ".join(reasons)
             )
-        by_block = self.step(*mean_by_block(accumulator.total(), self.blocks, self.settings.tau))
+        by_block = self.take(accumulator.total())
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
         loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum())
-        return RoundSummary(round_, loss, by_block, sorted(losses), float(rows[:, 2].sum()), devices, site_evidence)
+        seconds, branches = float(rows[:, 2].sum()), contributions(self.branches, self.modalities)
+        return RoundSummary(round_, loss, by_block, sorted(losses), seconds, devices, site_evidence, branches)
+
+    def take(self, total: Sum) -> dict[str, float]:
+        """A round's total: its change is divided and stepped, the rest kept for the next round; evidence by block's name."""
+        self.branches = total.pop(BRANCHES, self.branches)
+        return self.step(*mean_by_block(total, self.blocks, self.settings.tau))
 
     def step(self, mean: Sum, evidence: np.ndarray) -> dict[str, float]:
         """Move the global weights by the mean change; returns the evidence by block's name."""
@@ -127,6 +142,7 @@ class EvidenceStrategy:
             )
         self.weights = weights
         self.load = part("load/", state)
+        self.branches = state.get(BRANCHES, self.branches)
         self.optimizer.state = {}
         for key, value in part("optimizer/", state).items():
             name, _, moment = key.rpartition("/")

@@ -4,54 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from oncofed.client.data.read import OUTCOME, REQUIRED, read_clinical, read_expression, read_pathology
-from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder, Unit
+from oncofed.client.data.check_images import check_pathology, has_images
+from oncofed.client.data.findings import SiteReport, check_patients, check_table, file_name, some
+from oncofed.client.data.read import OUTCOME, REQUIRED, read_alterations, read_clinical, read_expression
+from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, SiteFolder, Unit
 from oncofed.common.cancers import CANCER_TYPES
 from oncofed.common.errors import Refusal
 from oncofed.common.panel import GenePanel
 
 EXTREME: dict[Unit, float] = {"counts": 1e8, "tpm": 1e6, "log2": 40.0, "zscore": 100.0}
 """Largest plausible absolute value by unit; beyond it the declared unit is usually wrong."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem. An `error` keeps the data out of a study, a `warning` is for the engineer to judge."""
-
-    level: Literal["error", "warning"]
-    file: str
-    column: str
-    count: int
-    problem: str
-    remedy: str
-
-
-@dataclass
-class SiteReport:
-    """What a site holds and what is wrong with it; holds counts only."""
-
-    site: str
-    facts: dict[str, str] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not any(f.level == "error" for f in self.findings)
-
-    def error(self, file: str, column: str, count: int, problem: str, remedy: str) -> None:
-        if count:
-            self.findings.append(Finding("error", file, column, int(count), problem, remedy))
-
-    def warn(self, file: str, column: str, count: int, problem: str, remedy: str) -> None:
-        if count:
-            self.findings.append(Finding("warning", file, column, int(count), problem, remedy))
 
 
 def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
@@ -71,11 +40,16 @@ def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
         return report
     _check_clinical(report, site, clinical)
     patients = pd.Index(clinical["patient"].dropna().unique().astype(str))
-    for read in (_check_expression, _check_pathology):
+    checks: dict[str, Callable[[SiteReport, SiteFolder, pd.Index], None]] = {
+        "expression": partial(_check_expression, panel=panel),
+        "pathology": check_pathology,
+        "alterations": _check_alterations,
+    }
+    for kind, check in checks.items():
         try:
-            read(report, site, patients, panel)
+            check(report, site, patients)
         except Refusal as error:
-            report.error(read.__name__.removeprefix("_check_"), "", 1, str(error), "see the message")
+            report.error(kind, "", 1, str(error), "see the message")
     return report
 
 
@@ -92,7 +66,7 @@ def _read_clinical(site: SiteFolder) -> pd.DataFrame:
 
 
 def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -> None:
-    file = _name(site, CLINICAL)
+    file = file_name(site, CLINICAL)
     known = set(CANCER_TYPES) | set(site.description.extra_cancer_types)
     number = {c: pd.to_numeric(table[c], errors="coerce") for c in OUTCOME if c in table.columns}
     numeric = table.assign(**number, cancer_type=table["cancer_type"].astype("string"))
@@ -155,10 +129,14 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
 
 
 def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
-    file = _name(site, EXPRESSION)
+    file = file_name(site, EXPRESSION)
+    if site.find(EXPRESSION) is None and has_images(site):
+        report.facts["expression"] = "none"
+        report.warn(file, "", 1, "no expression", "the site takes part in multimodal studies only")
+        return
     table = read_expression(site, patients)
     report.facts["expression"] = f"{len(table)} patients x {table.shape[1]} genes"
-    _check_patients(report, file, table.index, patients, missing_level="warning")
+    check_patients(report, file, table.index, patients, missing_level="warning")
     report.error(
         file,
         "genes",
@@ -174,7 +152,7 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
         genes = text if bad < len(table) * len(text) else text[:0]
         report.error(
             file,
-            _some(genes or text),
+            some(genes or text),
             bad,
             "cells that are not numbers",
             "export plain numbers; write missing values as empty cells",
@@ -183,7 +161,7 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
     rate = np.isnan(x).mean(axis=0) if len(x) else np.zeros(x.shape[1])
     report.warn(
         file,
-        _some(table.columns[rate > 0.2]),
+        some(table.columns[rate > 0.2]),
         int((rate > 0.2).sum()),
         f"genes with more than 20 % missing cells (highest {rate.max(initial=0):.0%})",
         "they will be filled with the federation's mean",
@@ -209,7 +187,7 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
     over = np.abs(x) > EXTREME[unit]
     report.warn(
         file,
-        _some(table.columns[over.any(axis=0)]),
+        some(table.columns[over.any(axis=0)]),
         int(over.sum()),
         f"cells beyond {EXTREME[unit]:g}, extreme for {unit}",
         "check expression_unit; extreme z-scores are compressed by a signed logarithm",
@@ -230,57 +208,16 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
         else:
             report.warn(
                 file,
-                _some(lacking),
+                some(lacking),
                 len(lacking),
                 "genes of the panel that the site lacks",
                 "they will be filled with the federation's mean",
             )
 
 
-def _check_pathology(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
-    table = read_pathology(site)
-    if table is None:
-        report.facts["pathology"] = "none"
-        return
-    file = _name(site, PATHOLOGY)
-    report.facts["pathology"] = f"{len(table)} patients x {table.shape[1]} features"
-    _check_patients(report, file, table.index, patients, missing_level=None)
-    text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
-    report.error(file, _some(text), len(text), "columns that are not numeric", "export plain numbers")
-    x = table.select_dtypes("number").to_numpy(np.float64)
-    report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
-
-
-def _check_patients(
-    report: SiteReport, file: str, index: pd.Index, patients: pd.Index, missing_level: str | None
-) -> None:
-    report.error(file, "patient", int(index.duplicated().sum()), "duplicate patients", "keep one row a patient")
-    report.warn(
-        file,
-        "patient",
-        int((~index.isin(patients)).sum()),
-        "patients without clinical data",
-        "they take no part; add them to the clinical table or leave them out",
-    )
-    if missing_level == "warning":
-        report.warn(
-            file,
-            "patient",
-            int((~patients.isin(index)).sum()),
-            "clinical patients without this table",
-            "they take no part in models that need it",
-        )
-    if not index.isin(patients).any():
-        report.error(
-            file, "patient", len(index), "no patient of the clinical table", "use the same identifiers in all tables"
-        )
-
-
-def _name(site: SiteFolder, names: tuple[str, ...]) -> str:
-    found = site.find(names)
-    return found.name if found else names[0]
-
-
-def _some(columns: pd.Index | list[str]) -> str:
-    shown = [str(c) for c in list(columns)[:3]]
-    return ", ".join(shown) + (" ..." if len(columns) > 3 else "")
+def _check_alterations(report: SiteReport, site: SiteFolder, patients: pd.Index) -> None:
+    """Copy numbers and mutations, one column each."""
+    table = read_alterations(site)
+    if table is not None:
+        report.facts["alterations"] = f"{len(table)} patients x {table.shape[1]} features"
+        check_table(report, file_name(site, ALTERATIONS), table, patients)

@@ -11,32 +11,39 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from oncofed.client.data.beside import BesideTables, read_beside
 from oncofed.client.data.read import read_clinical, read_expression
-from oncofed.client.data.site import CLINICAL, EXPRESSION, SiteFolder
-from oncofed.client.data.units import harmonise
+from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
+from oncofed.client.data.site import CLINICAL, EXPRESSION, SLIDES_TABLE, SiteFolder
+from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
+from oncofed.client.data.units import FAMILY, harmonise
 from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
+from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import deal_folds
 from oncofed.common.study import Study
 
 log = logging.getLogger("oncofed.client")
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the meaning of the cached arrays changes."""
+
+NOTHING_BESIDE = BesideTables(pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=str))
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Patients of one site, or of several put together: N patients, G genes of the panel, V covariate inputs.
+    """Patients of one site, or of several put together: N patients, G genes (or an embedding of them), V covariate inputs.
 
-    `x_NG` and `v_NV` are not standardised yet, NaN where a value or gene is missing; times are in months, and with the
-    events 0 where a study has no outcome.
+    `x_NG`, `v_NV`, image vectors `p_NP` and alterations `a_NA` are not standardised yet; NaN where a value is missing, a
+    whole row of NaN where the patient lacks the modality. `slides` names the files of a patient's tiles. Times are in
+    months, and with the events 0 where a study has no outcome.
     """
 
     x_NG: np.ndarray
@@ -46,6 +53,17 @@ class Cohort:
     cancer: np.ndarray
     fold: np.ndarray
     patient: np.ndarray
+    p_NP: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    a_NA: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    slides: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=str))
+
+    def __post_init__(self) -> None:
+        """What is not given nobody has."""
+        n = len(self.time)
+        empty = {"p_NP": np.zeros((n, 0), np.float32), "a_NA": np.zeros((n, 0), np.float32), "slides": np.full(n, "")}
+        for name, value in empty.items():
+            if getattr(self, name).ndim != value.ndim:
+                object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -53,6 +71,17 @@ class Cohort:
     def select(self, rows: np.ndarray) -> Cohort:
         """The cohort of a boolean or integer index."""
         return Cohort(*(np.asarray(getattr(self, f.name)[rows]) for f in fields(self)))
+
+    def table(self, modality: str) -> np.ndarray:
+        """A modality's numbers, a row a patient."""
+        return {RNA: self.x_NG, PATHOLOGY: self.p_NP, ALTERATIONS: self.a_NA}[modality]
+
+    def has(self, modality: str) -> np.ndarray:
+        """Who has a modality, booleans `[N]`."""
+        some = (
+            ~np.isnan(self.table(modality)).all(axis=1) if self.table(modality).shape[1] else np.zeros(len(self), bool)
+        )
+        return some | (self.slides != "") if modality == PATHOLOGY else some
 
     @classmethod
     def concatenate(cls, cohorts: list[Cohort]) -> Cohort:
@@ -71,6 +100,11 @@ class CohortKey:
     outcome: bool
     folds: int
     seed: int
+    multimodal: bool
+    image_width: int
+    alterations: tuple[str, ...]
+    embedding: str
+    embedding_width: int
 
     @property
     def name(self) -> str:
@@ -78,11 +112,25 @@ class CohortKey:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cohort_key(site: SiteFolder, study: Study, panel: GenePanel, cancers: tuple[str, ...]) -> CohortKey:
+def cohort_key(
+    site: SiteFolder, study: Study, panel: GenePanel, cancers: tuple[str, ...], beside: Beside = NO_BESIDE
+) -> CohortKey:
     """The key of a site's cohort as its files stand now."""
-    outcome = study.task.kind == "survival"
+    outcome, multimodal = study.task.kind == "survival", study.model.name == "path_gptomic"
+    files = fingerprint(site, multimodal)
     return CohortKey(
-        _fingerprint(site), panel.hash, cancers, study.panel.covariates, outcome, study.splits.folds, study.seed
+        files,
+        panel.hash,
+        cancers,
+        study.panel.covariates,
+        outcome,
+        study.splits.folds,
+        study.seed,
+        multimodal,
+        beside.image_width if beside.image_kind == "vector" else 0,
+        beside.alterations,
+        beside.embedding,
+        beside.embedding_width,
     )
 
 
@@ -95,7 +143,11 @@ def open_cohort(key: CohortKey, site: SiteFolder, work: Path, panel: GenePanel) 
 
 
 def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
-    """Read, harmonise and order by patient; patients without expression, outcome or a studied cancer type take no part."""
+    """Read, harmonise and order by patient; patients without outcome or a studied cancer type take no part.
+
+    Nor do patients without expression or, in a multimodal study, without any modality. Folds are dealt among all of these,
+    whichever modalities a study then uses, so that studies of one and of several modalities can be paired.
+    """
     cancers = key.cancers
     clinical = clinical_by_patient(site, outcome=key.outcome)
     usable = clinical["cancer_type"].isin(cancers)
@@ -104,20 +156,63 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
         time = pd.to_numeric(clinical["time"], errors="coerce") * site.description.months_per_unit
         event = pd.to_numeric(clinical["event"], errors="coerce")
         usable &= (time > 0) & event.isin([0, 1])
-    patients, x = expression_of(site, clinical.index, clinical.index[usable], panel)
-    if not patients:
+    wanted = clinical.index[usable]
+    patients: list[str] = []
+    x = np.zeros((0, len(panel)), dtype=np.float32)
+    if not key.multimodal or site.find(EXPRESSION) is not None:
+        patients, x = expression_of(site, clinical.index, wanted, panel)
+    beside = read_beside(site, wanted, key.image_width, key.alterations) if key.multimodal else NOTHING_BESIDE
+    names = sorted({*patients, *beside.patients})
+    if not names:
         raise Refusal(
-            f"site {site.name}: no patient has {'outcome, ' if key.outcome else ''}expression and one of the study's cancer types; "
+            f"site {site.name}: no patient has {'outcome, ' if key.outcome else ''}"
+            f"{'expression, images or alterations' if key.multimodal else 'expression'} and one of the study's cancer types; "
             "run `oncofed site check`"
         )
-    rows = clinical.loc[patients]
+    if key.embedding:
+        x = embedded(site, panel, x) if patients else np.zeros((0, key.embedding_width), dtype=np.float32)
+    x = pd.DataFrame(x, index=patients).reindex(names).to_numpy(dtype=np.float32)
+    rows = clinical.loc[names]
     cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
-    names = np.array(patients, dtype=str)
-    events = event.loc[patients].to_numpy(dtype=np.int64)
+    events = event.loc[names].to_numpy(dtype=np.int64)
     codes = rows["cancer_type"].to_numpy(dtype=str)
-    fold = deal_folds(names, codes, events, folds=key.folds, seed=key.seed, site=site.name)
-    v = encode_covariates(rows, key.covariates, site.name)
-    return Cohort(x, v, time.loc[patients].to_numpy(dtype=np.float64), events, cancer, fold, names)
+    fold = deal_folds(np.array(names), codes, events, folds=key.folds, seed=key.seed, site=site.name)
+    return Cohort(
+        x_NG=x,
+        v_NV=encode_covariates(rows, key.covariates, site.name),
+        time=time.loc[names].to_numpy(dtype=np.float64),
+        event=events,
+        cancer=cancer,
+        fold=fold,
+        patient=np.array(names, dtype=str),
+        p_NP=beside.images.reindex(names).to_numpy(dtype=np.float32),
+        a_NA=beside.alterations.reindex(names).to_numpy(dtype=np.float32),
+        slides=beside.slides.reindex(names, fill_value="").to_numpy(dtype=str),
+    )
+
+
+def embedded(site: SiteFolder, panel: GenePanel, x_NG: np.ndarray) -> np.ndarray:
+    """Expression as the vectors of the site's frozen model `[N, E]`."""
+    from oncofed.client.embeddings import Embedder  # needs torch, which reading tables does without
+
+    if FAMILY[site.description.expression_unit] != FAMILY["counts"]:
+        raise Refusal(
+            f"site {site.name}: expression_unit = {site.description.expression_unit!r} has negative values, which scGPT cannot "
+            "read; deliver counts, tpm or log2 expression, or set fusion.rna_encoder = 'gene_moe'"
+        )
+    return Embedder.open(scgpt_folder(site), panel.genes).embed(x_NG)
+
+
+def scgpt_folder(site: SiteFolder) -> Path:
+    """The folder of the site's scGPT checkpoint; raises where site.toml does not name one that is there."""
+    named = site.description.scgpt
+    folder = site.path / named
+    if not named or not folder.is_dir():
+        raise Refusal(
+            f"site {site.name}: fusion.rna_encoder = 'scgpt' needs a checkpoint folder, site.toml says scgpt = {named!r}; name "
+            "the folder that holds args.json, best_model.pt and vocab.json"
+        )
+    return folder
 
 
 def clinical_by_patient(site: SiteFolder, *, outcome: bool) -> pd.DataFrame:
@@ -181,22 +276,14 @@ def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str
     return np.array(columns, dtype=np.float32).T.reshape(len(rows), len(columns))
 
 
-def gene_names(site: SiteFolder, work: Path) -> list[str]:
-    """Genes of the site's expression table, remembered so that a greeting need not read the table."""
-    file = work / f"genes-{_fingerprint(site)}.json"
-    if not file.exists():
-        clinical = read_clinical(site, outcome=False)
-        genes = [str(g) for g in read_expression(site, pd.Index(clinical["patient"].dropna().astype(str))).columns]
-        work.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(genes))
-        os.replace(temporary, file)
-    return list(json.loads(file.read_text()))
-
-
-def _fingerprint(site: SiteFolder) -> str:
-    """Changes when a file of the site does."""
-    paths = [p for p in (site.find(CLINICAL), site.find(EXPRESSION), site.path / "site.toml") if p is not None]
+def fingerprint(site: SiteFolder, multimodal: bool = False) -> str:
+    """Changes when a file of the site does that a study of expression, or of several modalities, reads."""
+    found = [site.find(CLINICAL), site.find(EXPRESSION), site.path / "site.toml"]
+    if multimodal:
+        folder = site.path / site.description.slides
+        found += [site.find(PATHOLOGY_FILES), site.find(ALTERATION_FILES), site.path / SLIDES_TABLE]
+        found += sorted(p for p in folder.rglob("*") if p.is_file())
+    paths = [p for p in found if p is not None and p.exists()]
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(json.dumps([FORMAT, stats]).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from oncofed.client.data.site import CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
+from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
 from oncofed.common.errors import Refusal
 
 OUTCOME = ("time", "event")
@@ -91,12 +91,17 @@ def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patie
 
 
 def read_pathology(site: SiteFolder) -> pd.DataFrame | None:
-    """One vector of image features a patient, patients in rows; None when the site has no pathology."""
-    path = site.find(PATHOLOGY)
-    if path is None:
-        return None
-    table = indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
-    return table
+    """One vector of image features a patient, patients in rows; None when the site has no such table."""
+    return _read_rows(site.find(PATHOLOGY))
+
+
+def read_alterations(site: SiteFolder) -> pd.DataFrame | None:
+    """Copy numbers and mutations, patients in rows; None when the site has no such table."""
+    return _read_rows(site.find(ALTERATIONS))
+
+
+def _read_rows(path: Path | None) -> pd.DataFrame | None:
+    return None if path is None else indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
 
 
 def indexed_by_patient(table: pd.DataFrame) -> pd.DataFrame:

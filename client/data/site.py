@@ -42,7 +42,9 @@ class SiteDescription(BaseModel):
     extra_cancer_types: tuple[str, ...] = Field(
         (), description="codes beside the TCGA ones that this site uses on purpose"
     )
-    slides: str = Field(SLIDES, description="folder of slide features, one file a slide; relative to the site's or absolute")
+    slides: str = Field(
+        SLIDES, description="folder of slide features, one file a slide; relative to the site's or absolute"
+    )
     slide_encoder: str = Field("", description="the model that encoded tiles or slides, where the files do not say it")
     scgpt: str = Field("", description="folder of an scGPT checkpoint; relative to the site's or absolute")
 

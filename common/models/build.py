@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.branches import AlterationEncoder, TileEncoder
 from oncofed.common.models.gene_moe import FIRST_LAYER, Encoder, EncoderSettings, GeneMOE
-from oncofed.common.models.heads import ClassHead, SurvivalHead
+from oncofed.common.models.heads import ClassHead, LinearRisk, SurvivalHead
+from oncofed.common.models.path_gptomic import JOINT, Branch, FusionHead, PathGPTOmic, latent_of
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 
-Model = GeneMOE | GeneAutoencoder
+Predictor = GeneMOE | PathGPTOmic
+"""A model that scores patients."""
+
+Model = Predictor | GeneAutoencoder
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,12 @@ class Sizes:
     cancers: tuple[str, ...]
     intervals: int
     covariates: int = 0
+    beside: Beside = NO_BESIDE
+
+    @property
+    def expression(self) -> int:
+        """Numbers of a patient's expression as the model sees it: genes, or an embedding of them."""
+        return self.beside.embedding_width or self.genes
 
 
 def build_model(study: Study, sizes: Sizes, *, phase: str = TRAIN, fold: int = 0) -> Model:
@@ -40,10 +52,14 @@ def build_empty(study: Study, sizes: Sizes, device: torch.device, *, phase: str 
 
 
 def _build(study: Study, sizes: Sizes, phase: str) -> Model:
-    model: Model
     encoder = _encoder(study, sizes, adapters=phase == TRAIN and study.training.first_layer == "adapters")
     if phase == PRETRAIN:
-        return GeneAutoencoder(encoder, sizes.genes, sizes.cancers, critic=study.pretraining.critic)
+        return GeneAutoencoder(encoder, sizes.expression, sizes.cancers, critic=study.pretraining.critic)
+    if study.training.first_layer in ("frozen", "adapters"):
+        for name, p in encoder.named_parameters():
+            p.requires_grad_(name not in FIRST_LAYER)
+    if study.model.name == "path_gptomic":
+        return _path_gptomic(study, sizes, encoder)
     # A pre-trained encoder has features already: the head starts at 0, so that risks do.
     scale = 0.0 if study.pretraining.rounds else 1.0
     latent, covariates = encoder.settings.latent, sizes.covariates
@@ -59,14 +75,46 @@ def _build(study: Study, sizes: Sizes, phase: str) -> Model:
             covariates=covariates,
             scale=scale,
         )
-    model = GeneMOE(encoder, head, sizes.cancers)
-    if study.training.first_layer in ("frozen", "adapters"):
-        for name, p in encoder.named_parameters():
-            p.requires_grad_(name not in FIRST_LAYER)
-    return model
+    return GeneMOE(encoder, head, sizes.cancers)
 
 
-def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
+def _path_gptomic(study: Study, sizes: Sizes, encoder: Encoder) -> PathGPTOmic:
+    f, m, cancers = study.fusion, study.model, len(sizes.cancers)
+    size = m.encoder()
+    branches: dict[str, Branch] = {}
+    if PATHOLOGY in study.modalities:
+        if not sizes.beside.image_width:
+            raise ValueError(
+                "fusion.modalities asks for pathology, which no site has; give the sites pathology tables or slide features, "
+                "or set fusion.modalities = ['rna']"
+            )
+        if sizes.beside.image_kind == "bag":
+            tiles = TileEncoder(sizes.beside.image_width, size["width"], size["latent"], dropout=m.dropout)
+            with torch.no_grad():
+                tiles.latent.weight.mul_(m.first_layer_scale)  # as in the other encoders: risks start at 0
+            branches[PATHOLOGY] = tiles
+        else:
+            plain = study.changed(model__experts=0, model__attention_experts=0)
+            branches[PATHOLOGY] = _encoder(plain, sizes, inputs=sizes.beside.image_width)
+    if ALTERATIONS in study.modalities:
+        if not sizes.beside.alterations:
+            raise ValueError(
+                "fusion.modalities asks for alterations, which no site has; give the sites alterations.csv, or leave it out"
+            )
+        branches[ALTERATIONS] = AlterationEncoder(len(sizes.beside.alterations))
+    rna = encoder if RNA in study.modalities else None
+    latents = ({RNA: latent_of(rna)} if rna is not None else {}) | {k: latent_of(v) for k, v in branches.items()}
+    joint = torch.nn.Linear(sum(latents.values()), size["latent"]) if f.kind == "concat" else None
+    own = m.cancer_head
+    scale = {n: 0.0 if n == ALTERATIONS or (n == RNA and study.pretraining.rounds) else 1.0 for n in latents}
+    heads = {JOINT: size["latent"]} if joint is not None else latents
+    risks = {n: LinearRisk(z, cancers=cancers, own=own, scale=scale.get(n, 1.0)) for n, z in heads.items()}
+    head = FusionHead(risks, cancers=cancers, intervals=sizes.intervals, covariates=sizes.covariates)
+    return PathGPTOmic(rna, branches, joint, head, sizes.cancers, modality_dropout=f.modality_dropout)
+
+
+def _encoder(study: Study, sizes: Sizes, *, adapters: bool = False, inputs: int = 0) -> Encoder:
+    """Gene-MOE's encoder of expression, or of `inputs` other numbers."""
     m = study.model
     sees_cancer = m.gate_sees_cancer and study.task.kind != "classification"
     settings = EncoderSettings(
@@ -76,7 +124,7 @@ def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
         gate_noise=m.gate_noise,
         shared_expert=m.shared_expert,
         # A phase of reconstruction needs features at once; outcomes are learned best from zero risk (gene_moe.md 1.5).
-        first_layer_scale=1.0 if study.pretraining.rounds else m.first_layer_scale,
+        first_layer_scale=1.0 if study.pretraining.rounds and not inputs else m.first_layer_scale,
         adapter_rank=study.training.adapter_rank if adapters else 0,
         dispatch=m.dispatch,
         expert_dtype=m.expert_dtype,
@@ -84,7 +132,7 @@ def _encoder(study: Study, sizes: Sizes, *, adapters: bool) -> Encoder:
         gate_prior=m.gate_prior,
         expert_scale=m.expert_scale if m.shared_expert else 1.0,
     )
-    return Encoder(sizes.genes, settings)
+    return Encoder(inputs or sizes.expression, settings)
 
 
 def transfer(weights: dict[str, np.ndarray], pretrained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

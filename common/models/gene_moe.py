@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from oncofed.common.blocks import Blocks
 from oncofed.common.models.heads import BY_CANCER, ClassHead, SurvivalHead
+from oncofed.common.models.inputs import Inputs
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer, NoisyTopKGate, balance_penalty, dropout
 from oncofed.common.models.output import ModelOutput
 from torch import Tensor, nn
@@ -110,34 +111,33 @@ class Encoder(nn.Module):
         s = self.settings
         return {group: n for group, n in ((EXPERT, s.experts), (ATTENTION, s.attention_experts)) if n}
 
-    def owner(self, name: str, rows: int, by_cancer: tuple[str, ...]) -> str | tuple[str, ...]:
+    def removable(self) -> dict[str, int]:
+        """Experts that can be taken out, by mixture, where there are others to go on with."""
+        shared = self.shared is not None and self.experts is not None
+        several = {group: n for group, n in self.mixtures().items() if n > 1}  # a gate cannot route to nobody
+        return several | ({SHARED: 1} if shared else {})
+
+    def owner(self, name: str, rows: int, by_cancer: tuple[str, ...], trunk: str = "trunk") -> str | tuple[str, ...]:
         """The block of one of the encoder's parameters: each expert its own, a cancer's gate row that cancer's."""
         if name == "gate.cancer":
             return by_cancer
         for prefix, group in (("experts.", EXPERT), ("attention.", ATTENTION)):
             if name.startswith(prefix):
                 return tuple(f"{group}/{e}" for e in range(rows))
-        return "trunk"
+        return trunk
 
 
 class GeneMOE(nn.Module):
-    """Encoder and head: expression `[B, G]`, cancer type `[B]`, covariates `[B, V]` -> `ModelOutput`."""
+    """Encoder and head: `Inputs` (expression, cancer type, covariates) -> `ModelOutput`."""
 
     def __init__(self, encoder: Encoder, head: SurvivalHead | ClassHead, cancers: tuple[str, ...]) -> None:
         super().__init__()
         self.encoder, self.head, self.cancers = encoder, head, cancers
 
-    def forward(
-        self,
-        x_BG: Tensor,
-        cancer_B: Tensor,
-        v_BV: Tensor,
-        generator: torch.Generator | None = None,
-        off: Off | None = None,
-    ) -> ModelOutput:
+    def forward(self, inputs: Inputs, generator: torch.Generator | None = None, off: Off | None = None) -> ModelOutput:
         """Training noise is drawn from `generator`; without one the output is deterministic. `off` takes an expert out."""
-        encoded = self.encoder(x_BG, cancer_B, generator, off)
-        score = self.head(encoded.score, cancer_B, v_BV)
+        encoded = self.encoder(inputs.x_BG, inputs.cancer_B, generator, off)
+        score = self.head(encoded.score, inputs.cancer_B, inputs.v_BV)
         return ModelOutput(score=score, latent=encoded.score, shares=encoded.shares, logits=encoded.logits)
 
     def penalty(self, output: ModelOutput, load: dict[str, Tensor]) -> Tensor:
@@ -150,9 +150,7 @@ class GeneMOE(nn.Module):
 
     def removable(self) -> dict[str, int]:
         """Experts that can be taken out, by mixture, where there are others to go on with."""
-        shared = self.encoder.shared is not None and self.encoder.experts is not None
-        several = {group: n for group, n in self.mixtures().items() if n > 1}  # a gate cannot route to nobody
-        return several | ({SHARED: 1} if shared else {})
+        return self.encoder.removable()
 
     def blocks(self) -> Blocks:
         """Experts row by row; one block a cancer type for its baseline, coefficients and gate row; the rest as the trunk."""
@@ -160,9 +158,9 @@ class GeneMOE(nn.Module):
         return owned(self, lambda name, rows: by_cancer if name.removeprefix("head.") in BY_CANCER else "trunk")
 
 
-def cancer_blocks(cancers: tuple[str, ...]) -> tuple[str, ...]:
-    """The block of each cancer type."""
-    return tuple(f"cancer/{c}" for c in cancers)
+def cancer_blocks(cancers: tuple[str, ...], modality: str = "") -> tuple[str, ...]:
+    """The block of each cancer type, or of its patients who have a modality."""
+    return tuple(f"cancer/{c}@{modality}" if modality else f"cancer/{c}" for c in cancers)
 
 
 def owned(model: nn.Module, other: Callable[[str, int], str | tuple[str, ...]]) -> Blocks:

@@ -27,28 +27,39 @@ class Covariates(nn.Module):
         return y_BO if self.own is None else y_BO + torch.einsum("bv,bvo->bo", v_BV, self.own[cancer_B])
 
 
-class SurvivalHead(nn.Module):
-    """Log hazard z . (w + sqrt(own) u_c), a part w that all cancer types share and a part u_c of each, and log baselines [C, K].
+class LinearRisk(nn.Module):
+    """Log hazard z . (w + sqrt(own) u_c) `[B]`, a part w that all cancer types share and a part u_c of each.
 
     While the first layer starts near zero, gradient descent gives patients i, j of cancers c, c' the kernel
     (|w|^2 + own [c = c'] |u|^2) x_i.x_j: a ridge with one shared and one own coefficient vector for each cancer
     (Evgeniou & Pontil 2004), whose ratio is `own`.
     """
 
-    def __init__(self, *, latent: int, cancers: int, intervals: int, own: float, covariates: int, scale: float) -> None:
+    def __init__(self, latent: int, *, cancers: int, own: float, scale: float) -> None:
         super().__init__()
         spread = scale * math.sqrt(2.0 / (latent + 1))
         # No bias: the baseline hazards carry the level, and under the partial likelihood its gradient is zero.
         self.shared = nn.Parameter(torch.randn(latent) * spread)
         self.ratio = math.sqrt(own)
         self.own = nn.Parameter(torch.randn(cancers, latent) * spread) if own else None
-        self.covariates = Covariates(covariates, 1, cancers) if covariates else None
-        self.log_baseline = nn.Parameter(torch.zeros(cancers, intervals))
 
-    def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:
+    def forward(self, z_BZ: Tensor, cancer_B: Tensor) -> Tensor:
         risk_B = z_BZ @ self.shared
         if self.own is not None:
             risk_B = risk_B + self.ratio * (z_BZ * self.own[cancer_B]).sum(-1)
+        return risk_B
+
+
+class SurvivalHead(LinearRisk):
+    """Linear risk, clinical covariates, and log baselines [C, K]."""
+
+    def __init__(self, *, latent: int, cancers: int, intervals: int, own: float, covariates: int, scale: float) -> None:
+        super().__init__(latent, cancers=cancers, own=own, scale=scale)
+        self.covariates = Covariates(covariates, 1, cancers) if covariates else None
+        self.log_baseline = nn.Parameter(torch.zeros(cancers, intervals))
+
+    def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:  # type: ignore[override]
+        risk_B = super().forward(z_BZ, cancer_B)
         if self.covariates is not None:
             risk_B = risk_B + self.covariates(v_BV, cancer_B).squeeze(-1)
         return risk_B

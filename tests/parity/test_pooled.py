@@ -12,6 +12,7 @@ from oncofed.client.data.cohort import Cohort
 from oncofed.client.train import train_locally
 from oncofed.common.blocks import EVIDENCE
 from oncofed.common.covariates import input_names
+from oncofed.common.modalities import RNA
 from oncofed.common.models.build import Sizes, build_model, get_weights, set_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.scaling import Scaling, moments
@@ -42,7 +43,7 @@ SITES = [cohort(70, [0.8, 0.2, 0.0], 0), cohort(40, [0.0, 0.3, 0.7], 1), cohort(
 def batch(c: Cohort, s: Study) -> Batch:
     """The cohort as it is; the age is there when the study names it."""
     zero, one, v = np.zeros((1, GENES)), np.ones((1, GENES)), len(s.panel.covariates)
-    lens = Lens(Scaling(zero, one, one, zero, one), (np.zeros(v), np.ones(v)), GRID)
+    lens = Lens({RNA: Scaling(zero, one, one, zero, one)}, (np.zeros(v), np.ones(v)), GRID)
     return Batch.of(dataclasses.replace(c, v_NV=c.v_NV[:, :v]), lens, torch.device("cpu"))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from oncofed.client.data.site import list_sites
 from oncofed.common.blocks import part
+from oncofed.common.modalities import RNA
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 from oncofed.deploy.reference import Pool, frame_of, predict_pooled
@@ -84,7 +85,7 @@ def test_the_references_frame_is_the_federations(consortium: Path, small_study: 
     arrays, _ = load_arrays(Path(study.runtime.out) / "model-fold-0.safetensors")
     assert list(lens.grid.starts) == results["folds"][0]["grid_months"]
     for name, value in part("scaling/", arrays).items():
-        np.testing.assert_allclose(getattr(lens.genes, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(getattr(lens.scales[RNA], name), value, rtol=1e-4, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(lens.covariates[0], arrays["covariate_mean"], rtol=1e-6)
     np.testing.assert_allclose(lens.covariates[1], arrays["covariate_sd"], rtol=1e-6)
 

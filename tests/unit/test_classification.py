@@ -16,6 +16,7 @@ from oncofed.client.data.site import list_sites
 from oncofed.common.metrics import macro_f1
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.gene_moe import GeneMOE
+from oncofed.common.models.inputs import Inputs
 from oncofed.common.study import Study
 from oncofed.deploy.compare import compare
 from oncofed.deploy.compare_classes import difference, summarise
@@ -200,7 +201,7 @@ def test_nothing_in_the_model_sees_the_cancer_type() -> None:
     model.eval()
     x, v, cancer = torch.randn(30, 20), torch.randn(30, 2), torch.arange(30) % 3
     with torch.no_grad():
-        here, there = (model(x, c, v) for c in (cancer, cancer[torch.randperm(30)]))
+        here, there = (model(Inputs(x, c, v)) for c in (cancer, cancer[torch.randperm(30)]))
     assert torch.equal(here.score, there.score)
     assert all(torch.equal(here.shares[g], there.shares[g]) for g in here.shares)
     assert here.score.shape == (30, 3)

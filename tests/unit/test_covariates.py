@@ -12,7 +12,7 @@ from oncofed.client.batch import Lens
 from oncofed.client.data.cohort import encode_covariates
 from oncofed.common.covariates import Covariate, input_names, parse_covariates
 from oncofed.common.models.heads import Covariates
-from oncofed.common.scaling import Scaling, moments
+from oncofed.common.scaling import moments
 from oncofed.common.study import Study
 from oncofed.common.survival import TimeGrid
 from oncofed.server.statistics import covariate_scale
@@ -109,10 +109,7 @@ def test_inputs_are_standardised_by_the_federations_sums_and_unknown_becomes_the
     sums = [moments(v, np.zeros(len(v), dtype=int), 1) for v in sites]
     total = {f"covariate_{k}": (sums[0][k] + sums[1][k])[0] for k in sums[0]}
     scale = covariate_scale(total)
-    one = np.ones((1, 1))
-    lens = Lens(
-        Scaling(one, one, one, one, one), (scale["covariate_mean"], scale["covariate_sd"]), TimeGrid((0.0, 5.0))
-    )
+    lens = Lens({}, (scale["covariate_mean"], scale["covariate_sd"]), TimeGrid((0.0, 5.0)))
     known = np.concatenate(sites)
     inputs = lens.covariate_inputs(known)
     assert (inputs[:7] == 0).all()

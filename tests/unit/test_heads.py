@@ -11,6 +11,7 @@ from oncofed.common.blocks import EVIDENCE
 from oncofed.common.models.build import Sizes, build_model, get_weights
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.heads import BY_CANCER, ClassHead, SurvivalHead
+from oncofed.common.models.inputs import Inputs
 from oncofed.common.study import Study
 
 CANCERS = ("BRCA", "LUAD", "STAD")
@@ -159,9 +160,9 @@ def test_a_classifying_model_has_no_way_to_the_answer() -> None:
     """Neither the gate nor the head may depend on the cancer type that is to be told."""
     m = build(study(task__kind="classification"), covariates=1)
     x, v = torch.randn(9, GENES), torch.randn(9, 1)
-    score = m(x, torch.zeros(9, dtype=torch.long), v).score
+    score = m(Inputs(x, torch.zeros(9, dtype=torch.long), v)).score
     assert score.shape == (9, 3)
-    torch.testing.assert_close(score, m(x, torch.arange(9) % 3, v).score, rtol=0, atol=0)
+    torch.testing.assert_close(score, m(Inputs(x, torch.arange(9) % 3, v)).score, rtol=0, atol=0)
     assert set(m.blocks().owners.values()) - {"trunk"} == {
         tuple(f"expert/{e}" for e in range(4)),
         tuple(f"attention/{e}" for e in range(3)),

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from oncofed.client.data.check import SiteReport, check_site
-from oncofed.client.data.cohort import Cohort, cohort_key, gene_names, open_cohort
+from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import SiteDescription, SiteFolder, write_description
 from oncofed.client.data.units import CLIP, harmonise
+from oncofed.client.greeting import greet
 from oncofed.common.errors import Refusal
 from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling, groups
@@ -212,7 +213,7 @@ def test_cohort_is_cached_and_renewed_when_a_file_changes(tmp_path: Path) -> Non
     site = write_site(tmp_path / "site", x=x)
     assert np.nanmax(open_test_cohort(site, work).x_NG) > 100
     assert (open_test_cohort(site, work, seed=1).fold != a.fold).any()
-    assert gene_names(site, work) == GENES
+    assert greet(site, work, Study())["genes"] == greet(site, work, Study())["genes"] == GENES
 
 
 def test_duplicates_are_refused_not_silently_merged(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What a site holds beside expression: images (a table of vectors, or slide features) and genomic alterations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from oncofed.client.data.read import read_alterations, read_pathology
+from oncofed.client.data.site import SiteFolder
+from oncofed.client.data.slides import find_slides, images_of, slide_vectors
+from oncofed.common.errors import Refusal
+from oncofed.common.modalities import Images
+
+SEPARATOR = "\n"
+"""Between the files of a patient's slides in a cohort."""
+
+
+@dataclass(frozen=True)
+class BesideTables:
+    """Tables by patient: image vectors, alterations, and for bags the files of each patient's slides."""
+
+    images: pd.DataFrame
+    alterations: pd.DataFrame
+    slides: pd.Series
+
+    @property
+    def patients(self) -> pd.Index:
+        """Everybody who is in one of them."""
+        return self.images.index.union(self.alterations.index).union(self.slides.index)
+
+
+def read_beside(
+    site: SiteFolder, patients: pd.Index, image_width: int, alterations: tuple[str, ...]
+) -> BesideTables:
+    """All that the site has of `patients`, laid out as the study has agreed: `image_width` columns, and `alterations` by name.
+
+    With a width of 0, and without alterations, the study sees none, but the tables still tell whose there are.
+    """
+    images, found = images_of(site, patients), pd.DataFrame(columns=range(image_width))
+    slides = pd.Series(dtype=str)
+    if images is not None and images.kind == "bag":
+        by_patient = find_slides(site, patients).by_patient
+        slides = pd.Series({p: SEPARATOR.join(str(f.resolve()) for f in files) for p, files in by_patient.items()})
+    elif images is not None:
+        table = read_pathology(site)
+        found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table, images)
+        found = found.iloc[:, :image_width]
+    changes = read_alterations(site)
+    changes = pd.DataFrame() if changes is None else changes.reindex(columns=list(alterations))
+    tables = [_of(site, table, patients, what) for table, what in ((found, "pathology"), (changes, "alterations"))]
+    return BesideTables(tables[0], tables[1], slides)
+
+
+def in_order(table: pd.DataFrame, images: Images) -> pd.DataFrame:
+    """Named features in the order of their names, so that all sites agree; the numbers of an embedding as they lie."""
+    return table[sorted(table.columns, key=str)] if images.features else table
+
+
+def alteration_names(site: SiteFolder) -> list[str]:
+    """The alterations that a site knows."""
+    table = read_alterations(site)
+    return [] if table is None else [str(c) for c in table.columns]
+
+
+def _of(site: SiteFolder, table: pd.DataFrame, patients: pd.Index, what: str) -> pd.DataFrame:
+    """Rows of `patients` as numbers; a patient who stands twice, or text in a cell, is refused."""
+    if table.index.duplicated().any():
+        raise Refusal(f"site {site.name}: duplicate patients in the {what} table; run `oncofed site check`")
+    rows = table.loc[table.index.isin(patients)]
+    try:
+        values = rows.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError):
+        raise Refusal(
+            f"site {site.name}: the {what} table holds cells that are not numbers; run `oncofed site check`"
+        ) from None
+    values = np.where(np.isfinite(values), values, np.nan)
+    return pd.DataFrame(values, index=rows.index.astype(str), columns=rows.columns)

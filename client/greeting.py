@@ -1,0 +1,61 @@
+"""What a site says when a study greets it: names of genes, cancer types and units; no patient data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+from oncofed.client.data.beside import alteration_names
+from oncofed.client.data.cohort import fingerprint, scgpt_folder
+from oncofed.client.data.read import read_clinical, read_expression
+from oncofed.client.data.site import EXPRESSION, SiteFolder
+from oncofed.client.data.slides import images_of
+from oncofed.client.data.units import FAMILY
+from oncofed.common import wire
+from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
+from oncofed.common.study import Study
+
+
+def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
+    """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it.
+
+    It is remembered until a file of the site changes, so that a greeting need not read the tables.
+    """
+    multimodal = study.model.name == "path_gptomic"
+    files = fingerprint(site, multimodal)
+    file = work / f"greeting-{files}-{'-'.join(study.modalities)}{'-scgpt' if study.embeds else ''}.json"
+    if not file.exists():
+        told = json.dumps(_read(site, study, multimodal))
+        work.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(told)
+        os.replace(temporary, file)
+    clinical = read_clinical(site, outcome=study.task.kind == "survival")
+    cancers = sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist())
+    return {"cancers": cancers, **json.loads(file.read_text())}
+
+
+def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:
+    clinical = read_clinical(site, outcome=False)
+    patients = pd.Index(clinical["patient"].dropna().astype(str))
+    if not multimodal:
+        genes = [str(g) for g in read_expression(site, patients).columns]
+        return {"genes": genes, "unit_family": FAMILY[site.description.expression_unit]}
+    told: wire.Config = {"genes": [], "unit_family": ""}
+    if RNA in study.modalities and site.find(EXPRESSION) is not None:
+        told["genes"] = [str(g) for g in read_expression(site, patients).columns]
+        told["unit_family"] = FAMILY[site.description.expression_unit]
+        if study.embeds:
+            from oncofed.client.embeddings import Embedder  # needs torch, which other greetings do without
+
+            model = Embedder.open(scgpt_folder(site), tuple(told["genes"]))  # type: ignore[arg-type]
+            told |= {"embedding": model.fingerprint, "embedding_width": model.width}
+    if PATHOLOGY in study.modalities:
+        images = images_of(site, patients)
+        if images is not None:
+            told |= {"images": images.text, "image_kind": images.kind, "image_width": images.width}
+    if ALTERATIONS in study.modalities:
+        told["alterations"] = "\n".join(alteration_names(site))
+    return told

@@ -1,0 +1,54 @@
+"""Sums of a cohort from which the federation's scales are made, and the lens through which patients are then seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from oncofed.client.batch import Lens
+from oncofed.client.data.cohort import Cohort
+from oncofed.common.blocks import Sum, under
+from oncofed.common.modalities import PATHOLOGY, Beside
+from oncofed.common.scaling import Scaling, groups, moments, power_moments
+from oncofed.common.study import Study
+from oncofed.common.survival import TimeGrid
+from oncofed.common.tables import sum_prefix
+
+Cells = dict[str, np.ndarray]
+"""Patients in each group behind the arrays of a sum: small groups are withheld at the door."""
+
+
+def moment_sums(cohort: Cohort, names: Iterable[str], count: int) -> tuple[Sum, Cells]:
+    """First moments of each table's numbers over `count` groups: one for all patients, or one a cancer type."""
+    group = groups(cohort.cancer, count > 1)
+    total: Sum = {}
+    cells: Cells = {}
+    for name in names:
+        mine = under(sum_prefix(name), moments(cohort.table(name), group, count))
+        total |= mine
+        cells |= dict.fromkeys(mine, np.bincount(group[cohort.has(name)], minlength=count))
+    return total, cells
+
+
+def power_sums(cohort: Cohort, names: Iterable[str], count: int, scales: Mapping[str, Scaling]) -> tuple[Sum, Cells]:
+    """Moments of the candidate powers of each table's numbers, standardised by `scales`."""
+    group = groups(cohort.cancer, count > 1)
+    total: Sum = {}
+    cells: Cells = {}
+    for name in names:
+        mine = under(sum_prefix(name), power_moments(cohort.table(name), group, scales[name]))
+        total |= mine
+        cells |= dict.fromkeys(mine, np.bincount(group[cohort.has(name)], minlength=count))
+    return total, cells
+
+
+def lens_of(
+    study: Study,
+    beside: Beside,
+    scales: Mapping[str, Scaling],
+    covariates: tuple[np.ndarray, np.ndarray],
+    grid: TimeGrid,
+) -> Lens:
+    """The lens of a study whose sites agreed on `beside`."""
+    bags = PATHOLOGY in study.modalities and beside.image_kind == "bag"
+    return Lens(scales, covariates, grid, beside.image_width if bags else 0, study.fusion.tiles)
