@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from oncofed.client.device import choose_device
-from oncofed.common.models.scgpt import SMOOTHING, ScGPT, fingerprint, load_scgpt
+from oncofed.common.models.scgpt import SMOOTHING, ScGPT, ScGPTSettings, fingerprint, load_scgpt
 from oncofed.common.models.smoothing import Smoother, load_smoother
 from oncofed.common.models.tokens import Tokeniser
 from oncofed.common.panel import GenePanel
@@ -95,6 +95,13 @@ class Embedder:
                 e_ND = self._network(*self._tokeniser.encode(x_NG[batch]).to(self._device))
                 result[batch] = (e_ND if self._smoother is None else self._smoother(e_ND)).cpu().numpy()
         return result
+
+
+def identify(folder: Path) -> tuple[str, int]:
+    """Fingerprint of a checkpoint's folder and the width of its embeddings, without loading the network."""
+    smoothing = folder / SMOOTHING
+    width = load_smoother(smoothing)[0].widths[-1] if smoothing.exists() else ScGPTSettings.read(folder).embsize
+    return fingerprint(folder), width
 
 
 def _progress_bar(*, visible: bool) -> Progress:

@@ -48,10 +48,9 @@ def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:
         told["genes"] = [str(g) for g in read_expression(site, patients).columns]
         told["unit_family"] = FAMILY[site.description.expression_unit]
         if study.embeds:
-            from oncofed.client.embeddings import Embedder  # needs torch, which other greetings do without
+            from oncofed.client.embeddings import identify  # needs torch, which other greetings do without
 
-            model = Embedder.open(scgpt_folder(site), tuple(told["genes"]))  # type: ignore[arg-type]
-            told |= {"embedding": model.fingerprint, "embedding_width": model.width}
+            told["embedding"], told["embedding_width"] = identify(scgpt_folder(site))
     if PATHOLOGY in study.modalities:
         images = images_of(site, patients)
         if images is not None:

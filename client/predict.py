@@ -6,40 +6,69 @@ Rows of patients go into the hospital's own file and nowhere else; what is said 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from oncofed.client.batch import Batch
-from oncofed.client.data.cohort import Cohort, clinical_by_patient, encode_covariates, expression_of
+from oncofed.client.batch import Batch, Lens
+from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.data.units import FAMILY
 from oncofed.client.device import choose_device
+from oncofed.client.new_patients import WORDS, listed, new_patients
 from oncofed.client.scale import lens_of
 from oncofed.client.score import CURVE_MONTHS, class_columns, write_columns
-from oncofed.common.errors import Refusal
 from oncofed.common.models.autoencoder import GeneAutoencoder
-from oncofed.common.models.build import Sizes, build_empty, set_weights
+from oncofed.common.models.build import Predictor, Sizes, build_empty, set_weights
+from oncofed.common.models.output import ModelOutput
 from oncofed.common.saved import SavedModel
-from oncofed.common.splits import NEVER
 from oncofed.common.survival import median_survival, risk_percentile, survival_curve
-from torch import Tensor
 
 PLACES = ("predicted", "second", "third")
 """The classes that are named for a patient, most likely first."""
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """A saved model's network, ready to score."""
+
+    network: Predictor
+    lens: Lens
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: SavedModel) -> Scorer:
+        """The network with its weights, on the device that is there."""
+        device = choose_device("auto")
+        lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
+        sizes = Sizes(len(model.panel), model.cancers, len(model.grid), len(model.covariates[0]), model.beside)
+        network = build_empty(model.study, sizes, device)
+        assert not isinstance(network, GeneAutoencoder)
+        set_weights(network, model.weights)
+        return cls(network.eval(), lens, device)
+
+    @torch.no_grad()
+    def score(self, cohort: Cohort) -> ModelOutput:
+        """The model's output for patients, all of their tiles included."""
+        return Batch.of(cohort, self.lens, self.device).through(self.network)
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """Scores of N patients: log hazards `[N]` or class logits `[N, classes]`. `notes` count what the user should know."""
+    """What a model makes of N patients.
+
+    `score` are log hazards `[N]` or class logits `[N, classes]`. Of several modalities `present[m]` says who has one `[N]`
+    and `parts[m]` what it adds to the log hazard `[N]`, NaN where it is absent. `notes` count what the user should know.
+    """
 
     model: SavedModel
+    scorer: Scorer
     cohort: Cohort
     score: np.ndarray
-    notes: tuple[str, ...]
+    present: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
 
     @property
     def survival(self) -> bool:
@@ -87,7 +116,22 @@ class Prediction:
         columns = {"patient": self.cohort.patient, "cancer_type": names[self.cohort.cancer], "risk": self.score}
         columns |= {"percentile": _or_empty(self.percentile)}
         columns |= {f"survival_{m:.0f}_months": _or_empty(curve[:, i]) for i, m in enumerate(CURVE_MONTHS)}
-        return columns | {"median_survival_months": _or_empty(median)}
+        return columns | {"median_survival_months": _or_empty(median)} | self._modalities()
+
+    def _modalities(self) -> dict[str, np.ndarray]:
+        """Of several modalities each one's part of the risk, which of them a patient has, and whose part is the largest."""
+        if not self.present:
+            return {}
+        has = [
+            [m for m, there in zip(self.present, row, strict=True) if there]
+            for row in zip(*self.present.values(), strict=True)
+        ]
+        columns = {f"risk_{m}": _or_empty(part) for m, part in self.parts.items()}
+        columns["modalities"] = np.array(["+".join(mine) for mine in has])
+        if self.parts:
+            size_MN = np.nan_to_num(np.abs(np.stack(list(self.parts.values()))), nan=-1.0)
+            columns["driver"] = np.array(list(self.parts))[size_MN.argmax(0)]
+        return columns
 
     def _classes(self, names: np.ndarray) -> dict[str, np.ndarray]:
         by_class = class_columns(self.score, self.model.cancers)
@@ -106,72 +150,38 @@ class Prediction:
 
 
 def predict(model_file: Path, folder: Path) -> Prediction:
-    """Score every patient of a site folder who has expression; the clinical table needs no outcome.
+    """Score every patient of a site folder who has one of the model's modalities; the clinical table needs no outcome.
 
-    Raises `ValueError` or `Refusal` with the remedy on another unit family, on cancer types that a survival model does
-    not know, and where no gene or no patient is left.
+    Raises `ValueError` or `Refusal` with the remedy, as `new_patients` does, where the site's data are none that the model reads.
     """
     model, site = SavedModel.read(model_file), SiteFolder.open(folder)
-    family = FAMILY[site.description.expression_unit]
-    if model.unit_family and family != model.unit_family:
-        raise Refusal(
-            f"site {site.name}: expression_unit = {site.description.expression_unit!r} is of the family {family}, the model was "
-            f"trained on {model.unit_family}; deliver expression of that family, or use a model that was trained on yours"
-        )
-    notes = [] if model.unit_family else [f"the model's file does not say its unit family; {family} is assumed"]
-    cohort, more = _new_patients(site, model)
-    device = choose_device("auto")
-    lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
-    sizes = Sizes(len(model.panel), model.cancers, len(model.grid), cohort.v_NV.shape[1], model.beside)
-    network = build_empty(model.study, sizes, device)
-    assert not isinstance(network, GeneAutoencoder)
-    set_weights(network, model.weights)
-    with torch.no_grad():
-        score: Tensor = Batch.of(cohort, lens, device).through(network.eval()).score
-    prediction = Prediction(model, cohort, score.double().cpu().numpy(), ())
+    cohort, notes = new_patients(site, model)
+    scorer = Scorer.of(model)
+    output = scorer.score(cohort)
+    present, parts = {}, {}
+    if len(output.present) > 1:
+        present = {m: there.bool().cpu().numpy() for m, there in output.present.items()}
+        parts = {m: np.where(present[m], v.double().cpu().numpy(), np.nan) for m, v in output.branches.items()}
+    prediction = Prediction(model, scorer, cohort, output.score.double().cpu().numpy(), present, parts)
+    notes += _incomplete(present)
     if prediction.survival and np.isnan(prediction.percentile).any():
-        more.append(
+        notes.append(
             f"{int(np.isnan(prediction.percentile).sum())} patients are of cancer types of which too few trained: "
             "their percentile and survival are left empty"
         )
-    return Prediction(model, cohort, prediction.score, (*notes, *more))
+    return replace(prediction, notes=tuple(notes))
 
 
-def _new_patients(site: SiteFolder, model: SavedModel) -> tuple[Cohort, list[str]]:
-    """The site's patients on the model's panel, with follow-up 0, and notes on what is missing."""
-    clinical = clinical_by_patient(site, outcome=False)
-    code = clinical["cancer_type"].map({c: i for i, c in enumerate(model.cancers)})
-    if model.study.task.kind == "classification":
-        code = pd.Series(0, index=clinical.index)  # this model never sees it
-    elif code.isna().any():
-        unknown = Counter(clinical["cancer_type"][code.isna()].fillna("(empty)").astype(str))
-        listed = ", ".join(f"{name}: {n}" for name, n in sorted(unknown.items()))
-        raise Refusal(
-            f"site {site.name}: {unknown.total()} patients have a cancer type that the model does not know ({listed}); "
-            f"it knows {', '.join(model.cancers)}: correct the codes, or take these patients out of the clinical table"
-        )
-    patients, x = expression_of(site, clinical.index, clinical.index, model.panel)
-    if not patients:
-        raise Refusal(f"site {site.name}: no patient of the clinical table has expression; run `oncofed site check`")
+def _incomplete(present: dict[str, np.ndarray]) -> list[str]:
+    """How many patients lack which modalities, and what their risk then rests on."""
     notes = []
-    if len(patients) < len(clinical):
-        notes.append(f"{len(clinical) - len(patients)} patients of the clinical table have no expression: left out")
-    missing = int(np.isnan(x).all(axis=0).sum())
-    if missing == len(model.panel):
-        raise Refusal(
-            f"site {site.name}: none of the model's {missing} genes is in the expression table; name genes as the model does "
-            f"(its first: {', '.join(model.panel.genes[:3])})"
-        )
-    if missing:
-        notes.append(
-            f"{missing} of the model's {len(model.panel)} genes are missing: filled with the federation's mean"
-        )
-    rows = clinical.loc[patients]
-    v = encode_covariates(rows, model.study.panel.covariates, site.name)
-    n = len(patients)
-    never, zero = np.full(n, NEVER), np.zeros(n)
-    cancer = code.loc[patients].to_numpy(dtype=np.int64)
-    return Cohort(x, v, zero, zero.astype(np.int64), cancer, never, np.array(patients, dtype=str)), notes
+    for mine, n in sorted(Counter(zip(*present.values(), strict=True)).items()):
+        there = [WORDS[m] for m, has in zip(present, mine, strict=True) if has]
+        lacking = [WORDS[m] for m, has in zip(present, mine, strict=True) if not has]
+        if lacking:
+            alone = " alone" if len(there) == 1 else ""
+            notes.append(f"{n} patients lack {listed(lacking, 'and')}: predicted from {listed(there, 'and')}{alone}")
+    return notes
 
 
 def _or_empty(values: np.ndarray) -> np.ndarray:

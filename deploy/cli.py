@@ -241,6 +241,58 @@ def demo_command(
     out.print(f"report: {report}")
 
 
+@cli.command("smooth")
+def smooth_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="folder of an scGPT checkpoint: args.json, vocab.json, best_model.pt")
+    ],
+    cells: Annotated[Path | None, typer.Option(help="single cells: .h5ad with raw counts in X")] = None,
+    label: Annotated[str, typer.Option(help="column of the cells' obs with the cell type")] = "cell_type",
+    symbols: Annotated[
+        str, typer.Option(help="column of the cells' var with gene symbols; without it, its names")
+    ] = "",
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="instead of cells: bulk RNA of a site folder, or a folder of them, outside the study"),
+    ] = None,
+    panel: Annotated[Path | None, typer.Option(help="the study's gene panel, one gene a line")] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="file; without it, into the checkpoint's folder")] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="mixtures a step")] = 32,
+    mixed: Annotated[int, typer.Option(min=2, help="samples in a mixture; 2 is the paper's")] = 2,
+    concentration: Annotated[float, typer.Option(help="of the Dirichlet shares; 1 is the paper's")] = 1.0,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps")] = "auto",
+) -> None:
+    """Train stage 1 of Path-GPTOmic: a small network after scGPT that makes mixtures of cells land between their types."""
+    from oncofed.deploy.smooth import smooth
+
+    done = smooth(
+        checkpoint,
+        cells=cells,
+        label=label,
+        symbols=symbols,
+        sites=sites,
+        panel=panel,
+        steps=steps,
+        batch=batch,
+        mixed=mixed,
+        concentration=concentration,
+        seed=seed,
+        device=device,
+        target=target,
+    )
+    out.print(f"{done.samples} samples of {len(done.classes)} labels, {done.genes} genes that scGPT knows")
+    out.print(
+        f"held-out mixtures: {done.error:.1%} of a mixture given to the wrong labels, {done.baseline:.1%} by the mean label"
+    )
+    if done.error > 0.9 * done.baseline:
+        out.print(
+            "[yellow]note[/] it has hardly learned: more --steps, more samples, or labels that expression can tell"
+        )
+    out.print(escape(f"smoothing: {done.file}"))
+
+
 def _overrides(pairs: list[str]) -> dict[str, Any]:
     """`key=value` with TOML values; bare words are text."""
     import tomllib

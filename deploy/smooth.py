@@ -146,6 +146,11 @@ def _cells(path: Path, label: str, symbols: str, wanted: tuple[str, ...] | None,
         raise ValueError(
             f"{path}: {len(twice)} genes stand twice, e.g. {twice[:3]}; add up the counts of each gene's columns"
         )
+    if not any(g in checkpoint.vocab for g in names):
+        raise ValueError(
+            f"{path}: scGPT knows none of its {len(names)} genes, e.g. {list(names[:3])}; name a column of var that holds gene symbols "
+            f"with --symbols, var has {list(data.var.columns[:12])}"
+        )
     genes = Tokeniser(checkpoint.vocab, checkpoint.settings, wanted or tuple(names)).genes
     column = {g: i for i, g in enumerate(names)}
     measured = np.array([g in column for g in genes])

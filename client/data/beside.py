@@ -30,9 +30,7 @@ class BesideTables:
         return self.images.index.union(self.alterations.index).union(self.slides.index)
 
 
-def read_beside(
-    site: SiteFolder, patients: pd.Index, image_width: int, alterations: tuple[str, ...]
-) -> BesideTables:
+def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterations: tuple[str, ...]) -> BesideTables:
     """All that the site has of `patients`, laid out as the study has agreed: `image_width` columns, and `alterations` by name.
 
     With a width of 0, and without alterations, the study sees none, but the tables still tell whose there are.

@@ -55,9 +55,9 @@ def softmax_by_owner(score_T: Tensor, owner_T: Tensor, patients: int) -> Tensor:
 
 
 class AlterationEncoder(nn.Module):
-    """Copy numbers and mutations `[B, A]` -> `[B, 32]`: linear layers, each with ELU and alpha dropout."""
+    """Copy numbers and mutations `[B, A]` -> `[B, 32]`: linear layers, each with ELU and alpha dropout (the original's is 0.25)."""
 
-    def __init__(self, inputs: int, *, dropout: float = 0.25) -> None:
+    def __init__(self, inputs: int, *, dropout: float) -> None:
         super().__init__()
         self.p = dropout
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((inputs, *ALTERATION_WIDTHS)))

@@ -101,7 +101,7 @@ def _path_gptomic(study: Study, sizes: Sizes, encoder: Encoder) -> PathGPTOmic:
             raise ValueError(
                 "fusion.modalities asks for alterations, which no site has; give the sites alterations.csv, or leave it out"
             )
-        branches[ALTERATIONS] = AlterationEncoder(len(sizes.beside.alterations))
+        branches[ALTERATIONS] = AlterationEncoder(len(sizes.beside.alterations), dropout=m.dropout)
     rna = encoder if RNA in study.modalities else None
     latents = ({RNA: latent_of(rna)} if rna is not None else {}) | {k: latent_of(v) for k, v in branches.items()}
     joint = torch.nn.Linear(sum(latents.values()), size["latent"]) if f.kind == "concat" else None

@@ -56,7 +56,7 @@ def by_hand(w: dict[str, torch.Tensor], ids: list[int], values: list[float]) -> 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
-    v = np.minimum(np.array(values, dtype=np.float64), 512.0)[:, None]
+    v = np.array(values, dtype=np.float64)[:, None]
     hidden = np.maximum(linear(v, "value_encoder.linear1"), 0)
     x = norm(p["encoder.embedding.weight"][ids], "encoder.enc_norm")
     x = x + norm(linear(hidden, "value_encoder.linear2"), "value_encoder.norm")
@@ -78,13 +78,18 @@ def test_embeddings_equal_the_forward_pass_by_hand(tmp_path: Path) -> None:
     weights = write_toy_checkpoint(tmp_path, GENES)
     checkpoint = load_scgpt(tmp_path)
     tokens = Tokeniser(checkpoint.vocab, checkpoint.settings, GENES).encode(expression())
-    tokens.values[0, 1] = 1000.0  # beyond the limit of 512
     got = checkpoint.network(*tokens).numpy()
     for n in range(len(got)):
         real = ~tokens.padding[n]
         wanted = by_hand(weights, tokens.ids[n, real].tolist(), tokens.values[n, real].tolist())
         np.testing.assert_allclose(got[n], wanted, atol=1e-5)
     assert np.abs(got[0] - got[1]).max() > 0.01  # samples differ a thousand times more
+
+
+def test_values_above_512_are_512(folder: Path) -> None:
+    limit, above, below = load_scgpt(folder).network.value_encoder(torch.tensor([512.0, 1e6, 511.0]))
+    assert torch.equal(above, limit)
+    assert not torch.equal(below, limit)
 
 
 def test_the_three_names_of_attention_give_the_same_network(tmp_path: Path) -> None:

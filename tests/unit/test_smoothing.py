@@ -130,6 +130,7 @@ def test_only_the_smoother_trains_and_the_seed_decides(checkpoint: Checkpoint) -
     told: list[int] = []
 
     def train(seed: int) -> Trained:
+        torch.manual_seed(len(told))  # a global state that must not matter
         return train_smoother(checkpoint, *cells(30, seed=0), GENES, steps=4, seed=seed, progress=told.append)
 
     runs = [train(0), train(0), train(1)]
@@ -257,6 +258,8 @@ def test_smoothing_on_cells_is_written_where_the_embedder_finds_it(tmp_path: Pat
     assert result.file == tmp_path / "toy" / SMOOTHING
     assert result.error < 0.85 * result.baseline
     assert (len(result.curve), result.samples, result.genes, len(result.classes)) == (150, 199, 60, TYPES)
+    again = smooth(tmp_path / "toy", cells=tmp_path / "cells.h5ad", symbols="symbol", steps=1, seed=1, device="cpu")
+    assert again.file == result.file  # over the old one, which is no part of the checkpoint that it names
     embedder = Embedder.open(tmp_path / "toy", GENES, device="cpu")
     assert (embedder.width, embedder.notes) == (128, ())
 
@@ -319,7 +322,7 @@ def test_sources_that_cannot_be_used_are_refused(folder: Path, tmp_path: Path) -
     for name in ({"label": "kind"}, {"symbols": "name"}):
         with pytest.raises(ValueError, match=r"obs has .'cell_type'., var has .'symbol'.: name them with --label"):
             run(**name)
-    with pytest.raises(ValueError, match=r"knows none of the panel's 62 genes.*not Ensembl"):
+    with pytest.raises(ValueError, match=r"none of its 62 genes, e.g. .'ENSG0'.* with --symbols, var has .'symbol'."):
         run(symbols="")
     for wrong in (0.5, -1.0, np.nan):
         write_cells(file, X=np.where(np.arange(62) == 9, wrong, data.to_df().to_numpy()))
