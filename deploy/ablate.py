@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from oncofed.common.covariates import input_names
+from oncofed.common.modalities import RNA, Beside
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.study import Study
 from oncofed.deploy.compare import SCORING, common_patients, cost_of, difference
@@ -17,13 +18,13 @@ WHOLE, EQUAL = "as it is", "dense perceptron of equal size"
 
 def ablations(study: Study) -> dict[str, dict[str, Any]]:
     """What each ablation changes (dotted keys with `__`); those that would change nothing are left out."""
-    m, pretrained = study.model, study.pretraining.rounds > 0
-    has = m.encoder()
+    m, pretrained, rna = study.model, study.pretraining.rounds > 0, RNA in study.modalities
+    has = m.encoder() if rna else {"experts": 0, "attention_experts": 0}
     plain = {"model__experts": 0, "model__attention_experts": 0}
     by_cancer = m.gate_sees_cancer and study.task.kind == "survival"
     table: dict[str, tuple[bool, dict[str, Any]]] = {
         "no pre-training": (pretrained, {"pretraining__rounds": 0, "training__first_layer": "train"}),
-        "with pre-training": (not pretrained, {"pretraining__rounds": 10}),
+        "with pre-training": (rna and not pretrained, {"pretraining__rounds": 10}),
         "no critic": (pretrained and study.pretraining.critic, {"pretraining__critic": False}),
         "with critic": (pretrained and not study.pretraining.critic, {"pretraining__critic": True}),
         "no attention experts": (has["attention_experts"] > 0, {"model__attention_experts": 0}),
@@ -35,8 +36,20 @@ def ablations(study: Study) -> dict[str, dict[str, Any]]:
         "plain scale of genes": (study.panel.powers, {"panel__powers": False, "panel__scale_by": "all"}),
         "no covariates": (bool(study.panel.covariates), {"panel__covariates": ()}),
         "FedAvg instead of evidence": (study.aggregation.rule == "evidence", {"aggregation__rule": "fedavg"}),
-    }
+    } | _of_fusion(study)
     return {name: change for name, (applies, change) in table.items() if applies}
+
+
+def _of_fusion(study: Study) -> dict[str, tuple[bool, dict[str, Any]]]:
+    """Those of several modalities: whether each applies, and what it changes."""
+    f, several = study.fusion, len(study.modalities) > 1
+    modulated = several and f.kind == "additive"
+    return {
+        "no modulation": (modulated and f.modulation != "none", {"fusion__modulation": "none"}),
+        "federated modulation": (modulated and f.modulation != "federated", {"fusion__modulation": "federated"}),
+        "no modality dropout": (several and f.modality_dropout > 0, {"fusion__modality_dropout": 0.0}),
+        "concatenation instead of a sum": (several and f.kind != "concat", {"fusion__kind": "concat"}),
+    }
 
 
 def equal_width(study: Study, sizes: Sizes) -> int:
@@ -97,4 +110,5 @@ def sizes_of(results: dict[str, Any], study: Study) -> Sizes:
     """The shape that the federation agreed on, from its results."""
     grid = len(results["folds"][0]["grid_months"])
     covariates = len(input_names(study.panel.covariates))
-    return Sizes(results["panel"]["genes"], tuple(results["cancers"]), grid, covariates)
+    beside = Beside.of(results["beside"])
+    return Sizes(results["panel"]["genes"], tuple(results["cancers"]), grid, covariates, beside)

@@ -68,27 +68,47 @@ def site_predict(
     target: Annotated[Path, typer.Option("--out", help="CSV file for the patients' rows")],
     picture: Annotated[Path | None, typer.Option(help="survival curves of one cancer type, .svg or .png")] = None,
     cancer: Annotated[str, typer.Option(help="of the picture; without it, the one with the most patients")] = "",
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="folder for one GeoJSON file a slide: which tiles the model looks at, for QuPath"),
+    ] = None,
+    patient: Annotated[
+        list[str] | None, typer.Option(help="of --attention, may be repeated; without it, the 20 of highest percentile")
+    ] = None,
+    microns_per_pixel: Annotated[
+        float, typer.Option(min=0, help="of the scanner, where slide files hold coords in micrometres (STAMP)")
+    ] = 0.0,
 ) -> None:
-    """Score a hospital's own patients with a saved model, offline. Rows go to the file; only counts are printed."""
+    """Score a hospital's own patients with a saved model, offline. Rows go to the files; only counts are printed."""
+    from oncofed.client.attention import Drawn, choose_patients, write_attention
     from oncofed.client.curves import choose_cancer, draw_curves
     from oncofed.client.predict import predict
 
+    if patient and attention is None:
+        raise ValueError("--patient chooses whose slides are drawn; name a folder for them with --attention")
     with err.status("reading"):
         prediction = predict(model, folder)
     shown = choose_cancer(prediction, cancer, picture) if picture else ""
+    rows = choose_patients(prediction, patient or []) if attention else None
     prediction.write(target)
     if picture:
         draw_curves(prediction, shown, picture)
+    looked = Drawn()
+    if attention and rows is not None:
+        with err.status("looking at slides"):
+            looked = write_attention(prediction, rows, attention, microns_per_pixel)
     counts = Table(box=None, padding=(0, 2, 0, 0))
     counts.add_column("cancer type" if prediction.survival else "predicted cancer type")
     counts.add_column("patients", justify="right")
     for name, n in prediction.count_by_cancer.items():
         counts.add_row(escape(name), str(n))
     out.print(counts)
-    for note in prediction.notes:
+    for note in (*prediction.notes, *looked.notes):
         out.print(f"[yellow]note[/] {escape(note)}")
     drawn = f", {shown} drawn: {picture}" if picture else ""
     out.print(escape(f"{len(prediction.cohort)} patients: {target}{drawn}"))
+    if attention:
+        out.print(escape(f"{looked.slides} slides of {looked.patients} patients: {attention}"))
 
 
 @data.command("split")
@@ -179,7 +199,11 @@ def simulate_command(
     sites: Annotated[Path, typer.Argument(help="folder of site folders")],
     study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
     compare: Annotated[
-        str, typer.Option(help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge")
+        str,
+        typer.Option(
+            help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge; of several modalities "
+            "also rna,pathology,late,concat,unmodulated"
+        ),
     ] = "",
     target: Annotated[Path, typer.Option("--out", help="folder for results, models and report")] = Path("out"),
     engine: Annotated[
@@ -224,6 +248,36 @@ def ablate_command(
     result = ablate(chosen, sites, tuple(n.strip() for n in only.split(",") if n.strip()))
     print_ablations(result, out)
     out.print(f"table: {write_ablations(result, target)}")
+
+
+@cli.command("robustness")
+def robustness_command(
+    sites: Annotated[Path, typer.Argument(help="folder of site folders")],
+    study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
+    target: Annotated[Path, typer.Option("--out", help="folder for results, models and picture")] = Path("robustness"),
+    shares: Annotated[str, typer.Option(help="shares of the test patients who lose pathology")] = "0,0.25,0.5,0.75,1",
+    train_hospitals: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the hospitals that then train without pathology; 0: none")
+    ] = 0.5,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="override a key of the study: -s training.rounds=10")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue from the checkpoints in --out")] = False,
+) -> None:
+    """Take pathology away from test patients, and from hospitals in training: a fusion model beside late fusion."""
+    from oncofed.common.study import Study
+    from oncofed.deploy.present_robustness import print_robustness, write_robustness
+    from oncofed.deploy.robustness import robustness
+
+    overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
+    chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
+    try:
+        wanted = tuple(float(part) for part in shares.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"--shares {shares}: write numbers from 0 to 1 with commas between, such as 0,0.5,1") from None
+    result = robustness(chosen, sites, wanted, train_hospitals)
+    print_robustness(result, out)
+    out.print(f"picture: {write_robustness(result, target)}")
 
 
 @cli.command("demo")

@@ -21,12 +21,10 @@ from oncofed.deploy import compare_classes, compare_survival
 from oncofed.deploy.logistic import predict_logistic
 from oncofed.deploy.reference import INNER, Pool, predict_local, predict_pooled
 from oncofed.deploy.ridge import predict_ridge
-from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
+from oncofed.deploy.simulate import Engine, SimulatedRun
+from oncofed.deploy.variants import KEYS, MULTIMODAL, PARTS, UNMODULATED, VARIANTS, Federations, check_variant
 from oncofed.server.checkpoint import load_arrays
 from oncofed.server.progress import progress_bar
-
-KEYS = ["site", "patient", "fold"]
-"""What names a prediction."""
 
 
 class Scoring(Protocol):
@@ -52,42 +50,25 @@ SCORING: dict[str, Scoring] = {"survival": compare_survival, "classification": c
 
 def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine = "local") -> dict[str, Any]:
     """Run the federation and every method of `methods`, and return all tables as plain numbers (no patient rows)."""
-    scoring = SCORING[study.task.kind]
-    unknown = [m for m in methods if m not in scoring.METHODS]
-    if unknown:
-        known = any(unknown[0] in other.METHODS for other in SCORING.values())
-        why = f"not for {study.task.kind}" if known else "unknown"
-        raise ValueError(f"--compare {','.join(unknown)}: {why}; choose from {','.join(scoring.METHODS)}")
-    if study.splits.held_out_sites and "local" in methods:
-        raise ValueError(
-            "--compare local: a site that is held out whole has no training patients of its own; leave it out"
-        )
-    out = Path(study.runtime.out)
-    begin = time.perf_counter()
-    run = simulate(study, sites, engine)
+    check_methods(study, methods)
+    scoring, federations = SCORING[study.task.kind], Federations(study, sites, engine)
+    run = federations.run()
     main = "federated" if study.aggregation.rule == "evidence" else "fedavg"
-    costs = {main: cost_of(run.results) | {"seconds": time.perf_counter() - begin}}
-    tables = {main: run.predictions}
+    costs, tables = {main: spent(federations, "")}, {main: run.predictions}
     for method in methods:
-        begin = time.perf_counter()
         if method == main:
             continue
-        if method == "fedavg":
-            other = study.changed(
-                name=f"{study.name}-fedavg",
-                aggregation__rule="fedavg",
-                runtime__out=str(out / "fedavg"),
-                splits__refit=False,
-            )
-            again = simulate(other, sites, engine)
-            tables[method], costs[method] = (
-                again.predictions,
-                cost_of(again.results) | {"seconds": time.perf_counter() - begin},
-            )
+        if method in VARIANTS or method in PARTS:
+            tables[method] = federations.table(method)
+            costs[method] = spent(federations, *PARTS.get(method, (method,)))
         else:
+            begin = time.perf_counter()
             tables[method] = _reference(study, sites, run, method)
             costs[method] = {"seconds": time.perf_counter() - begin}
-    tables = common_patients(tables)
+    everybody, tables = tables[main], common_patients(tables)
+    branches = {main: balance_of(run.results)}
+    if UNMODULATED in tables:
+        branches[UNMODULATED] = balance_of(federations.run(UNMODULATED).results)
     return {
         "task": study.task.kind,
         "results": run.results,
@@ -96,9 +77,47 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
             name: difference(tables[main], table, study.seed, scoring) for name, table in tables.items() if name != main
         },
         "main": main,
+        "held_out": {"scored": held_out(everybody), "compared": held_out(tables[main])},
+        "balance": {name: folds for name, folds in branches.items() if folds},
         "sites": scoring.site_table(tables),
         "cohort": cohort_table(sites, tables[main]),
     } | scoring.further(tables[main])
+
+
+def check_methods(study: Study, methods: tuple[str, ...]) -> None:
+    """Raise `ValueError` on a method that is unknown, or not for this study."""
+    scoring = SCORING[study.task.kind]
+    known = (*scoring.METHODS, *(MULTIMODAL if study.model.name == "path_gptomic" else ()))
+    for method in methods:
+        if study.task.kind == "survival":
+            check_variant(study, method)
+        if method not in known:
+            other = method in MULTIMODAL or any(method in s.METHODS for s in SCORING.values())
+            why = f"not for {study.task.kind}" if other else "unknown"
+            raise ValueError(f"--compare {method}: {why}; choose from {','.join(known)}")
+    if study.splits.held_out_sites and "local" in methods:
+        raise ValueError(
+            "--compare local: a site that is held out whole has no training patients of its own; leave it out"
+        )
+
+
+def spent(federations: Federations, *variants: str) -> dict[str, float]:
+    """What federations cost together."""
+    parts = [cost_of(federations.run(v).results) | {"seconds": federations.seconds[v]} for v in variants]
+    return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
+def balance_of(results: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """By fold and round: what each modality adds to the log hazard; empty where the model is no sum over modalities."""
+    folds = [f for f in results["folds"] if f["fold"] >= 0]
+    if not any("branches" in point for f in folds for point in f["curve"]):
+        return []
+    return [[point["branches"] for point in f["curve"]] for f in folds]
+
+
+def held_out(table: pd.DataFrame) -> int:
+    """Held-out patients of all folds."""
+    return int((table["split"] == "test").sum())
 
 
 def common_patients(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

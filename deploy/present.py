@@ -52,6 +52,14 @@ def print_tables(comparison: dict[str, Any], console: Console) -> None:
     show = _classification if comparison["task"] == "classification" else _survival
     for table in show(comparison):
         console.print(table)
+    held_out = comparison["held_out"]
+    if held_out["compared"] < held_out["scored"]:
+        console.print(
+            f"{held_out['compared']} held-out patients are compared, whom all methods scored, of the "
+            f"{held_out['scored']} that '{comparison['main']}' scored"
+        )
+    else:
+        console.print(f"{held_out['compared']} held-out patients are compared")
     left_out = comparison["results"]["left_out"]
     if left_out:
         first = f"{left_out[0]['site']}: {left_out[0]['reason']}"

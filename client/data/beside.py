@@ -45,7 +45,7 @@ def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterati
         found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table, images)
         found = found.iloc[:, :image_width]
     changes = read_alterations(site)
-    changes = pd.DataFrame() if changes is None else changes.reindex(columns=list(alterations))
+    changes = pd.DataFrame(columns=list(alterations)) if changes is None else changes.reindex(columns=list(alterations))
     tables = [_of(site, table, patients, what) for table, what in ((found, "pathology"), (changes, "alterations"))]
     return BesideTables(tables[0], tables[1], slides)
 

@@ -18,8 +18,15 @@ COLOURS = {
     "ridge-own": "#2e8b6f",
     "ridge-powers": "#a3b18a",
     "logistic": "#7a5195",
+    "rna": "#2a7f9e",
+    "pathology": "#c8553d",
+    "alterations": "#8a6fb0",
+    "late": "#5c6b73",
+    "concat": "#b08968",
+    "modulated": "#0b6e99",
+    "unmodulated": "#e09f3e",
 }
-"""One colour a method, the same in every picture."""
+"""One colour a method or modality, the same in every picture; a method that sees one modality has its colour."""
 
 MIXTURES = {"expert": "first-layer experts", "attention": "attention experts", "shared": "shared"}
 """Names of the mixtures for people."""

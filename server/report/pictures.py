@@ -25,7 +25,7 @@ def learning_curves(folds: list[dict[str, Any]]) -> str:
     figure = Figure(figsize=(4.5 * len(panels), 3), layout="constrained")
     for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (label, lines) in zip(("#0b6e99", "#d98a29"), series.items(), strict=False):
-            _lines(axis, lines, colour, label)
+            draw_lines(axis, lines, colour, label)
         axis.set_title(title, loc="left", fontsize=9)
         axis.set_xlabel("round")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,7 +55,7 @@ def _series(curves: list[list[dict[str, Any]]], key: str) -> list[Curve]:
     return [line for line in lines if line]
 
 
-def _lines(axis: Axes, lines: list[Curve], colour: str, label: str) -> None:
+def draw_lines(axis: Axes, lines: list[Curve], colour: str, label: str) -> None:
     """A thin line a fold, and a thick one for their mean over the rounds that all of them have."""
     by_round: dict[int, list[float]] = {}
     for line in lines:
