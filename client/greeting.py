@@ -19,10 +19,14 @@ from oncofed.common.study import Study
 
 
 def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
-    """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it.
+    """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
+    clinical = read_clinical(site, outcome=study.task.kind == "survival")
+    cancers = sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist())
+    return {"cancers": cancers, **holdings(site, work, study)}
 
-    It is remembered until a file of the site changes, so that a greeting need not read the tables.
-    """
+
+def holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:
+    """What the site holds for a study, remembered until one of its files changes: no table is read twice for it."""
     multimodal = study.model.name == "path_gptomic"
     files = fingerprint(site, multimodal)
     file = work / f"greeting-{files}-{'-'.join(study.modalities)}{'-scgpt' if study.embeds else ''}.json"
@@ -32,9 +36,7 @@ def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(told)
         os.replace(temporary, file)
-    clinical = read_clinical(site, outcome=study.task.kind == "survival")
-    cancers = sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist())
-    return {"cancers": cancers, **json.loads(file.read_text())}
+    return dict(json.loads(file.read_text()))
 
 
 def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:

@@ -18,7 +18,7 @@ from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
-from oncofed.client.greeting import greet
+from oncofed.client.greeting import greet, holdings
 from oncofed.client.release import Answer
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of, moment_sums, power_sums
@@ -113,7 +113,7 @@ class Session:
     def beside(self) -> Beside:
         """What the federation agreed on beside genes; raises where this site has something else."""
         agreed = Beside.of(self.ask)
-        own = self.greeting() if self.study.model.name == "path_gptomic" else {}
+        own = holdings(self.site, self.work, self.study) if self.study.model.name == "path_gptomic" else {}
         for key in ("images", "embedding"):
             if own.get(key) and getattr(agreed, key) and own[key] != getattr(agreed, key):
                 raise Refusal(

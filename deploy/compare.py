@@ -112,7 +112,7 @@ def balance_of(results: dict[str, Any]) -> list[list[dict[str, Any]]]:
     folds = [f for f in results["folds"] if f["fold"] >= 0]
     if not any("branches" in point for f in folds for point in f["curve"]):
         return []
-    return [[point["branches"] for point in f["curve"]] for f in folds]
+    return [[point.get("branches", {}) for point in f["curve"]] for f in folds]
 
 
 def held_out(table: pd.DataFrame) -> int:

@@ -17,23 +17,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-LINES = {FUSION: ("fusion", COLOURS["federated"], "o"), LATE: ("late fusion", COLOURS["local"], "s")}
+LINES = {FUSION: ("fusion", COLOURS["federated"], "o"), LATE: ("late fusion", COLOURS["late"], "s")}
 """Label, colour and marker of a method."""
 
 
 def title(part: dict[str, Any], hospitals: int) -> str:
-    """Who trained with what."""
+    """What was trained on; `hospitals` have pathology."""
     without = len(part["hospitals_without"])
-    return f"{without} of {hospitals} hospitals train without pathology" if without else "all hospitals train with all"
+    return f"trained without that of {without} of {hospitals} hospitals" if without else "trained with all pathology"
 
 
 def print_robustness(result: dict[str, Any], console: Console) -> None:
     """A table for each training, in 80 columns."""
-    console.print("Held-out C-index within a cancer type, mean over cancers (95 % bootstrap)")
+    console.print("Held-out C-index within a cancer type, mean over cancers (95 % bootstrap),")
+    console.print("of patients with RNA and pathology, some of whom lose pathology")
     for part in result["trained"]:
         console.print()
         table = Table(
-            title=f"{title(part, result['hospitals'])}; {part['patients']} patients with RNA and pathology",
+            title=f"{title(part, result['hospitals'])}; {part['patients']} patients",
             title_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
@@ -47,17 +48,17 @@ def print_robustness(result: dict[str, Any], console: Console) -> None:
         console.print(table)
 
 
+@STYLE
 def write_robustness(result: dict[str, Any], out: Path) -> Path:
     """Write `robustness.json`, `robustness.svg` and `robustness.png` below `out`; returns the last."""
     clean = without_nan(result)
     write_text(out / "robustness.json", json.dumps(clean, indent=1))
-    figure = draw(clean)
-    write_text(out / "robustness.svg", svg(figure))
-    figure.savefig(out / "robustness.png", dpi=200, bbox_inches="tight")
-    return out / "robustness.png"
+    figure, file = draw(clean), out / "robustness.png"
+    write_text(file.with_suffix(".svg"), svg(figure))
+    figure.savefig(file, dpi=200, bbox_inches="tight")
+    return file
 
 
-@STYLE
 def draw(result: dict[str, Any]) -> Figure:
     """C-index against the share of patients who lose pathology, with intervals as bands: a panel for each training."""
     parts = result["trained"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.modalities import PATHOLOGY, RNA
 from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import seed_from
@@ -22,7 +21,7 @@ from oncofed.deploy.compare import difference
 from oncofed.deploy.compare_survival import summarise
 from oncofed.deploy.reference import Pool
 from oncofed.deploy.rescore import predict_held_out
-from oncofed.deploy.sites_without import check_same_folds, choose_hospitals, copy_without
+from oncofed.deploy.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
 from oncofed.deploy.variants import LATE, Federations, check_variant, late_fusion, renamed
 from oncofed.server.progress import progress_bar
 
@@ -84,8 +83,12 @@ def robustness(
         bare = Federations(renamed(study, "without", runtime__out=str(out / "without")), folder)
         pools = {name: pool_of(bare, name, sites, members) for name in TRAINED}
         parts.append(curve(bare, pools, hospitals, shares))
-    having = len([folder for folder in list_sites(sites) if SiteFolder.open(folder).name in members])
-    return {"study": study.model_dump(mode="json"), "hospitals": having, "shares": list(shares), "trained": parts}
+    return {
+        "study": study.model_dump(mode="json"),
+        "hospitals": len(with_pathology(sites)),
+        "shares": list(shares),
+        "trained": parts,
+    }
 
 
 def members_of(federations: Federations) -> set[str]:

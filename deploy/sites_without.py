@@ -29,8 +29,7 @@ def choose_hospitals(sites: Path, share: float, study: Study) -> list[str]:
 
     A smaller share is part of a larger one. Raises where none would be chosen, or too few are left for a study of pathology.
     """
-    folders = (SiteFolder.open(folder) for folder in list_sites(sites))
-    have = [site.name for site in folders if pathology_source(site)]
+    have = with_pathology(sites)
     count = int(share * len(have) + 1e-9)
     if not count or len(have) - count < study.aggregation.min_sites:
         raise ValueError(
@@ -38,6 +37,12 @@ def choose_hospitals(sites: Path, share: float, study: Study) -> list[str]:
             f"{study.aggregation.min_sites} (aggregation.min_sites) keep it; choose another share, or 0 for none"
         )
     return sorted(sorted(have, key=lambda name: seed_from(study.seed, "without pathology", name))[:count])
+
+
+def with_pathology(sites: Path) -> list[str]:
+    """Names of the hospitals that have pathology."""
+    folders = (SiteFolder.open(folder) for folder in list_sites(sites))
+    return [site.name for site in folders if pathology_source(site)]
 
 
 def copy_without(sites: Path, target: Path, hospitals: Collection[str]) -> None:

@@ -55,10 +55,22 @@ class SlideHeader:
     encoder: str
 
 
+SAME_ENCODER = {
+    "uni": "uni-v1",
+    "uni2": "uni2-h",
+    "uni-v2": "uni2-h",
+    "conch": "conch-v1",
+    "conch-v15": "conch-v1.5",
+    "conch1.5": "conch-v1.5",
+    "conch1-5": "conch-v1.5",
+}
+"""Names that TRIDENT, STAMP and the encoders' own releases use for one and the same encoder."""
+
+
 def encoder_name(text: str) -> str:
-    """One spelling of an encoder's name, safe to leave the hospital: `uni_v2` and `UNI-v2` are `uni-v2`."""
-    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:40]
-    return "" if name == "none" else name  # TRIDENT writes None as text
+    """One spelling of an encoder's name, safe to leave the hospital: `uni_v2`, STAMP's `uni2` and `UNI2-h` are `uni2-h`."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-").removeprefix("mahmoodlab-")[:40]
+    return "" if name == "none" else SAME_ENCODER.get(name, name)  # TRIDENT writes None as text
 
 
 def read_header(path: Path) -> SlideHeader:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from oncofed.server.analysis import Worth
-from oncofed.server.report.look import MIXTURES, STYLE, svg
+from oncofed.server.report.look import MIXTURES, STYLE, WHOLE, svg
 
 WRITTEN = 20
 """Tables with more columns than this show colours only: numbers would not be legible."""
@@ -36,15 +36,15 @@ def shares(tables: dict[str, np.ndarray], rows: list[str]) -> str:
 
 @STYLE
 def worth(w: Worth, cancers: list[str]) -> str:
-    """Change of the held-out loss per patient when an expert is taken out: red where it is missed, blue where it did harm.
+    """Change of the held-out loss per patient when an expert or a modality is taken out: red where it is missed, blue where it did harm.
 
-    The colours' range is that of the routed experts; the shared one, which all patients pass, may lie beyond it.
+    The colours' range is that of the routed experts; the shared one, and whole modalities, may lie beyond it.
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(w.names):
         groups.setdefault(name.partition("/")[0], []).append(i)
     known = w.loss[np.isfinite(w.loss)]
-    routed = np.concatenate([w.loss[i] for g, i in groups.items() if g != "shared"] or [known])
+    routed = np.concatenate([w.loss[i] for g, i in groups.items() if g not in WHOLE] or [known])
     limit = max(float(np.nanmax(np.abs(routed), initial=0.0)), 1e-3)
     figure, axes = _panels([len(i) for i in groups.values()], len(cancers), cell=0.55)
     for axis, (group, rows) in zip(axes, groups.items(), strict=True):

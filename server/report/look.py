@@ -8,6 +8,7 @@ import re
 
 import matplotlib
 from matplotlib.figure import Figure
+from oncofed.common.modalities import MODALITIES
 
 COLOURS = {
     "federated": "#0b6e99",
@@ -18,18 +19,21 @@ COLOURS = {
     "ridge-own": "#2e8b6f",
     "ridge-powers": "#a3b18a",
     "logistic": "#7a5195",
-    "rna": "#2a7f9e",
-    "pathology": "#c8553d",
+    "rna": "#5aa9e6",
+    "pathology": "#d46aa6",
     "alterations": "#8a6fb0",
-    "late": "#5c6b73",
-    "concat": "#b08968",
+    "late": "#9a9aa3",
+    "concat": "#7f5539",
     "modulated": "#0b6e99",
-    "unmodulated": "#e09f3e",
+    "unmodulated": "#e07a5f",
 }
 """One colour a method or modality, the same in every picture; a method that sees one modality has its colour."""
 
 MIXTURES = {"expert": "first-layer experts", "attention": "attention experts", "shared": "shared"}
 """Names of the mixtures for people."""
+
+WHOLE = ("shared", *MODALITIES)
+"""What can be taken out beside routed experts: all patients pass it, or all who have the modality."""
 
 STYLE = matplotlib.rc_context(
     {

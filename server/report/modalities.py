@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from oncofed.common.modalities import MODALITIES, RNA
-from oncofed.common.study import Study
+from oncofed.common.modalities import ALTERATIONS, MODALITIES, PATHOLOGY, RNA
 from oncofed.server.report.look import COLOURS, STYLE, svg
 from oncofed.server.report.pictures import Curve, draw_lines
 
@@ -24,27 +22,25 @@ PANELS = {
 
 def held(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each modality of a multimodal study, how many sites trained its encoder, and what it was read from; else none."""
-    study = Study.parse(results["study"], "results")
-    if study.model.name == "gene_moe":
-        return []
     folds = [f for f in results["folds"] if "site_evidence" in f]
-    beside = results.get("beside", {})
-    alterations = len(str(beside.get("alterations", "")).split())
+    beside, fusion = results.get("beside", {}), results["study"].get("fusion", {})
+    alterations = len(str(beside.get("alterations", "")).splitlines())
     about = {
-        "rna": "scGPT embeddings" if study.embeds else "",
-        "pathology": beside.get("images", ""),
-        "alterations": f"{alterations} of them" if alterations else "",
+        RNA: "embeddings of scGPT" if fusion.get("rna_encoder") == "scgpt" else "",
+        PATHOLOGY: beside.get("images", ""),
+        ALTERATIONS: str(alterations) if alterations else "",
     }
     rows = []
-    for m in study.modalities:
+    for m in seen(results["study"]) if results["study"]["model"]["name"] == "path_gptomic" else ():
         sites = {s for f in folds for s, v in f["site_evidence"].items() if v[f["blocks"].index(m)] > 0}
         rows.append({"name": m, "sites": len(sites), "about": about[m]})
     return rows
 
 
-def sees_genes(results: Mapping[str, Any]) -> bool:
-    """Whether the study's model reads expression."""
-    return RNA in Study.parse(results["study"], "results").modalities
+def seen(study: Mapping[str, Any]) -> list[str]:
+    """The modalities that the study's model sees."""
+    several = study["model"]["name"] == "path_gptomic"
+    return [m for m in MODALITIES if m in (study["fusion"]["modalities"] if several else (RNA,))]
 
 
 def balance_by_method(comparison: Mapping[str, Any]) -> dict[str, list[list[Branches]]]:
@@ -67,16 +63,14 @@ def balance(methods: Mapping[str, list[list[Branches]]]) -> str:
             for m in _named(runs):
                 draw_lines(axis, _lines(runs, m, key), COLOURS[m], m)
             axis.set_title(f"{method}: {title}" if method else title, loc="left", fontsize=9)
-            _frame(axis)
+            axis.set_ylim(0, 1.04)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if all(value == 1 for m in _named(runs) for line in _lines(runs, m, "factor") for _, value in line):
+            row[1].text(0.5, 0.5, "not modulated", ha="center", color="#777777", transform=row[1].transAxes)
     for axis in axes[-1]:
         axis.set_xlabel("round")
     axes[0][0].legend(frameon=False, ncols=len(MODALITIES))
     return svg(figure)
-
-
-def _frame(axis: Axes) -> None:
-    axis.set_ylim(0, 1.04)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _named(runs: list[list[Branches]]) -> list[str]:

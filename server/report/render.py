@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from oncofed.common.metrics import class_f1
 from oncofed.server import analysis
-from oncofed.server.report import heat, pictures
+from oncofed.server.report import heat, modalities, pictures
 
 
 def render(comparison: dict[str, Any]) -> str:
@@ -24,6 +24,9 @@ def render(comparison: dict[str, Any]) -> str:
         sections["forest"] = pictures.forest(comparison["methods"])
     if comparison.get("risk_groups", {}).get("curves"):
         sections["kaplan_meier"] = pictures.kaplan_meier(comparison["risk_groups"])
+    by_method = modalities.balance_by_method(comparison)
+    if by_method:
+        sections["modalities"] = modalities.balance(by_method)
     confusion = summed_confusion(folds)
     if confusion is not None:
         sections["confusion"] = heat.confusion(confusion, results["cancers"])
@@ -36,6 +39,8 @@ def render(comparison: dict[str, Any]) -> str:
         study=results["study"],
         classes=results["study"]["task"]["kind"] == "classification",
         folds=folds,
+        modalities=modalities.held(results),
+        genes=modalities.RNA in modalities.seen(results["study"]),
         pictures={
             name: jinja2.utils.markupsafe.Markup(svg) for name, svg in sections.items()
         },  # our own SVG, not input

@@ -184,7 +184,7 @@ def test_bags_of_tiles_are_pooled_and_trained_with_the_rest(sites: Path, multimo
     with_slides(sites, {"aachen": "uni", "bergen": "uni", "dublin": "uni"})
     results = simulate(multimodal(fusion__tiles=5), sites).results
     assert not results["left_out"]
-    assert results["beside"]["images"] == "bag of uni, width 6"
+    assert results["beside"]["images"] == "bag of uni-v1, width 6"
     fold = results["folds"][0]
     evidence = {s: dict(zip(fold["blocks"], v, strict=True))["pathology"] for s, v in fold["site_evidence"].items()}
     assert evidence["Coimbra"] == 0 < min(evidence[s] for s in ("Aachen", "Bergen", "Dublin"))
@@ -193,7 +193,7 @@ def test_bags_of_tiles_are_pooled_and_trained_with_the_rest(sites: Path, multimo
 
 def test_mixed_encoders_are_refused_with_the_sites_named(sites: Path, multimodal: Make) -> None:
     with_slides(sites, {"aachen": "uni", "bergen": "conch", "dublin": "uni"})
-    with pytest.raises(ValueError, match=r"conch, width 6: Bergen; bag of uni, width 6: Aachen, Dublin"):
+    with pytest.raises(ValueError, match=r"conch-v1, width 6: Bergen; bag of uni-v1, width 6: Aachen, Dublin"):
         simulate(multimodal(), sites)
 
 

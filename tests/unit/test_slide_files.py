@@ -44,7 +44,7 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str, float | None, bool]] = {
         True,
     ),
     "UNI2-h": (lambda f: write_h5(f / "P1-a.h5", TILES[None], CORNERS[None]), "", None, True),
-    "STAMP": (stamp, "uni2", 256.0, True),
+    "STAMP": (stamp, "uni2-h", 256.0, True),
     "STAMP slide": (stamp_slide, "titan", None, False),
 }
 
@@ -144,8 +144,8 @@ def test_a_refusal_says_what_is_wrong_and_only_the_log_says_where(
 
 
 def test_one_spelling_of_an_encoder() -> None:
-    names = ["uni_v2", "UNI-v2", " uni v2 ", "None", "MahmoodLab/UNI2-h"]
-    assert [encoder_name(n) for n in names] == ["uni-v2", "uni-v2", "uni-v2", "", "mahmoodlab-uni2-h"]
+    names = ["uni_v2", "UNI2", " uni v2 ", "MahmoodLab/UNI2-h", "None", "UNI", "Virchow_2"]
+    assert [encoder_name(n) for n in names] == ["uni2-h"] * 4 + ["", "uni-v1", "virchow-2"]
 
 
 def numbered(path: Path, first: int, tiles: int) -> Path:

@@ -104,7 +104,7 @@ def test_what_stands_for_slides(tmp_path: Path) -> None:
     write_h5(folder / "orphan.h5", np.ones((1, 99)))
     assert images_of(site, PATIENTS) == Images("bag", "uni-v1", 8)
     assert images_of(write_site(tmp_path, slide_encoder="UNI_v1"), PATIENTS) == Images("bag", "uni-v1", 8)
-    with pytest.raises(Refusal, match=r"1 slides whose files name the encoder 'uni-v1', site.toml 'conch'"):
+    with pytest.raises(Refusal, match=r"1 slides whose files name the encoder 'uni-v1', site.toml 'conch-v1'"):
         images_of(write_site(tmp_path, slide_encoder="conch"), PATIENTS)
     write_h5(folder / "P3.h5", TILES)
     with pytest.raises(Refusal, match=r"another encoder than the others \(uni-v1: 1, an unknown one: 1\)"):
