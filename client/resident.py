@@ -27,7 +27,8 @@ class Resident:
     def model(self, study: Study, sizes: Sizes, device: torch.device, phase: str) -> Model:
         """A model of that shape with whatever weights it had before."""
         t = study.training
-        key = (study.model, study.task.kind, study.pretraining, t.first_layer, t.adapter_rank, sizes, device, phase)
+        of_study = (study.model, study.fusion, study.task.kind, study.pretraining, t.first_layer, t.adapter_rank)
+        key = (of_study, sizes, device, phase)
         if self._model is None or self._model_key != key:
             self._model = build_empty(study, sizes, device, phase=phase)
             self._model_key = key

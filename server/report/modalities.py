@@ -28,7 +28,7 @@ def held(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     about = {
         RNA: "embeddings of scGPT" if fusion.get("rna_encoder") == "scgpt" else "",
         PATHOLOGY: beside.get("images", ""),
-        ALTERATIONS: str(alterations) if alterations else "",
+        ALTERATIONS: f"{alterations} columns" if alterations else "",
     }
     rows = []
     for m in seen(results["study"]) if results["study"]["model"]["name"] == "path_gptomic" else ():

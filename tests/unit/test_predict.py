@@ -11,41 +11,29 @@ import pandas as pd
 import pytest
 from oncofed.client.predict import predict
 from oncofed.common.errors import Refusal
-from oncofed.common.study import Study
 from oncofed.common.survival import RISK_EDGES, TimeGrid, median_survival, risk_percentile, survival_curve
 from oncofed.deploy.cli import cli
-from oncofed.deploy.simulate import simulate
 from oncofed.server.checkpoint import load_arrays, save_arrays
+from toy_studies import copy_sites, model_of, train
 from typer.testing import CliRunner
 
 MakeSite = Callable[..., Path]
 
 
-def train(root: Path, consortium: Path, **dotted: object) -> Path:
-    """A folder with `sites` (a copy, with the study's own predictions in it) and `out`."""
-    shutil.copytree(consortium, root / "sites", ignore=shutil.ignore_patterns(".oncofed"))
-    base: dict[str, object] = {
-        "name": "mine",
-        "model__size": "tiny",
-        "panel__covariates": ["age", "sex=female|male"],
-        "training__rounds": 3,
-        "training__learning_rate": 0.01,
-        "splits__only": [0],
-        "runtime__threads": 1,
-        "runtime__out": str(root / "out"),
-    }
-    simulate(Study().changed(**(base | dotted)), root / "sites")
+@pytest.fixture(scope="module")
+def survival(tmp_path_factory: pytest.TempPathFactory, consortium: Path) -> Path:
+    root = tmp_path_factory.mktemp("survival")
+    copy_sites(root, consortium)
+    train(root)
     return root
 
 
 @pytest.fixture(scope="module")
-def survival(tmp_path_factory: pytest.TempPathFactory, consortium: Path) -> Path:
-    return train(tmp_path_factory.mktemp("survival"), consortium)
-
-
-@pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory, consortium: Path) -> Path:
-    return train(tmp_path_factory.mktemp("classes"), consortium, task__kind="classification")
+    root = tmp_path_factory.mktemp("classes")
+    copy_sites(root, consortium)
+    train(root, task__kind="classification")
+    return root
 
 
 @pytest.fixture
@@ -59,10 +47,6 @@ def new_site(survival: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def model_of(root: Path) -> Path:
-    return root / "out" / "model-fold-0.safetensors"
 
 
 @pytest.mark.parametrize("site", ["aachen", "bergen", "coimbra", "dublin"])  # four units and formats

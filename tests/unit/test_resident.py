@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from oncofed.client.resident import Resident
+from oncofed.common.modalities import Beside
 from oncofed.common.models.build import Sizes, build_empty
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 
@@ -39,6 +40,22 @@ def test_the_kept_model_is_always_the_one_that_the_study_builds(keys: dict[str, 
     assert shapes(resident.model(other, SIZES, CPU, phase)) == shapes(build_empty(other, SIZES, CPU, phase=phase))
     turned = TRAIN if phase == PRETRAIN else PRETRAIN
     assert shapes(resident.model(other, SIZES, CPU, turned)) == shapes(build_empty(other, SIZES, CPU, phase=turned))
+
+
+def test_another_fusion_is_another_model_also_where_all_shapes_are_the_same() -> None:
+    s = Study().changed(model__size="tiny", model__name="path_gptomic", fusion__modalities=("rna",))
+    resident, sizes = Resident(), Sizes(12, SIZES.cancers, 3, 1, Beside("vector", 4, "x"))
+    changes = (
+        {"fusion__modalities": ("rna", "pathology")},
+        {"fusion__kind": "concat"},
+        {"fusion__modality_dropout": 0.5},
+    )
+    for keys in changes:
+        resident.model(s, sizes, CPU, TRAIN)
+        other = s.changed(**keys)
+        kept, new = resident.model(other, sizes, CPU, TRAIN), build_empty(other, sizes, CPU)
+        assert shapes(kept) == shapes(new)
+        assert kept.modality_dropout == new.modality_dropout  # type: ignore[union-attr]
 
 
 def test_a_model_of_the_same_study_is_kept_and_one_of_other_sizes_is_not() -> None:

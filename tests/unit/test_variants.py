@@ -53,7 +53,7 @@ def test_late_fusion_holds_each_fold_and_cancer_type_against_its_own_patients() 
 
 
 def test_late_fusion_does_not_see_the_scale_of_a_model() -> None:
-    stretched = RNA.assign(risk=100.0 - 0.0 + 7.0 * RNA["risk"])
+    stretched = RNA.assign(risk=100.0 + 7.0 * RNA["risk"])
     assert risks(late_fusion(stretched, IMAGES)) == pytest.approx(risks(late_fusion(RNA, IMAGES)))
 
 
