@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from oncofed.client.data.read import read_alterations, read_pathology
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.data.slides import find_slides, images_of, slide_vectors
+from oncofed.client.data.slides import column_order, find_slides, images_of, slide_vectors
+from oncofed.client.data.units import signed_log
 from oncofed.common.errors import Refusal
-from oncofed.common.modalities import Images
 
 SEPARATOR = "\n"
 """Between the files of a patient's slides in a cohort."""
@@ -39,20 +39,22 @@ def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterati
     slides = pd.Series(dtype=str)
     if images is not None and images.kind == "bag":
         by_patient = find_slides(site, patients).by_patient
-        slides = pd.Series({p: SEPARATOR.join(str(f.resolve()) for f in files) for p, files in by_patient.items()})
+        slides = pd.Series({p: SEPARATOR.join(str(f.absolute()) for f in files) for p, files in by_patient.items()})
     elif images is not None:
         table = read_pathology(site)
-        found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table, images)
+        found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table)
         found = found.iloc[:, :image_width]
     changes = read_alterations(site)
     changes = pd.DataFrame(columns=list(alterations)) if changes is None else changes.reindex(columns=list(alterations))
-    tables = [_of(site, table, patients, what) for table, what in ((found, "pathology"), (changes, "alterations"))]
-    return BesideTables(tables[0], tables[1], slides)
+    found, changes = (_of(site, t, patients, what) for t, what in ((found, "pathology"), (changes, "alterations")))
+    # named features count cells and measure areas, up to millions; an encoder's numbers have a scale already
+    named = images is not None and bool(images.features)
+    return BesideTables(signed_log(found) if named else found, changes, slides)
 
 
-def in_order(table: pd.DataFrame, images: Images) -> pd.DataFrame:
-    """Named features in the order of their names, so that all sites agree; the numbers of an embedding as they lie."""
-    return table[sorted(table.columns, key=str)] if images.features else table
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's numbers in the order that all sites share."""
+    return table[column_order(table.columns)[0]]
 
 
 def alteration_names(site: SiteFolder) -> list[str]:

@@ -31,7 +31,7 @@ from oncofed.common.study import Study
 
 log = logging.getLogger("oncofed.client")
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the meaning of the cached arrays changes."""
 
 NOTHING_BESIDE = BesideTables(pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=str))

@@ -30,4 +30,9 @@ def harmonise(x: np.ndarray, unit: Unit) -> np.ndarray:
         return np.log2(x + 1.0)
     if unit == "log2":
         return np.array(x, dtype=np.float64)
-    return np.clip(np.sign(x) * np.log1p(np.abs(x)), -CLIP, CLIP)
+    return np.clip(signed_log(x), -CLIP, CLIP)
+
+
+def signed_log(x: np.ndarray) -> np.ndarray:
+    """sign(x) log(1 + |x|): what is small stays as it is, what reaches millions comes near."""
+    return np.sign(x) * np.log1p(np.abs(x))

@@ -37,17 +37,28 @@ def study(out: Path, **keys: object) -> Study:
     return Study().changed(**(base | {"runtime__out": str(out)} | keys))
 
 
-@pytest.fixture(scope="module")
-def local(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], dict]:  # type: ignore[type-arg]
+MODELS: dict[str, dict[str, object]] = {
+    "gene_moe": {},
+    "path_gptomic": {
+        "model__name": "path_gptomic",
+        "fusion__modulation": "federated",
+        "aggregation__optimizer": "adam",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def local(request, sites: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """A model's name, and the weights and results of its study in this process."""
     out = tmp_path_factory.mktemp("local")
-    run = simulate(study(out), sites)
-    return load_arrays(out / "model-fold-0.safetensors")[0], run.results
+    run = simulate(study(out, **MODELS[request.param]), sites)
+    return request.param, load_arrays(out / "model-fold-0.safetensors")[0], run.results
 
 
 @pytest.mark.parametrize("engine", ["ray", "superlink"])
 def test_engines_give_the_same_weights(engine: str, sites: Path, local, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    run = simulate(study(tmp_path / "out"), sites, engine)  # type: ignore[arg-type]
-    expected, results = local
+    model, expected, results = local
+    run = simulate(study(tmp_path / "out", **MODELS[model]), sites, engine)  # type: ignore[arg-type]
     arrays, _ = load_arrays(tmp_path / "out" / "model-fold-0.safetensors")
     assert arrays.keys() == expected.keys()
     for name in expected:

@@ -239,3 +239,26 @@ def test_another_checkpoint_and_z_scores_are_refused(
     left_out = simulate(study, sites).results["left_out"]
     assert {x["site"] for x in left_out} == {"Bergen"}
     assert "needs a checkpoint folder" in left_out[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"aggregation__rule": "fedavg"},
+        {"aggregation__optimizer": "yogi", "aggregation__learning_rate": 0.01, "aggregation__tau": 5.0},
+        {"training__optimizer": "adam", "training__learning_rate": 0.001, "task__loss": "cox", "fusion__kind": "late"},
+        {"fusion__kind": "concat", "splits__validation": 0.2, "training__patience": 1, "splits__refit": True},
+        {"pretraining__rounds": 1, "training__first_layer": "slow", "panel__covariates": ["age"]},
+        {"splits__held_out_sites": ["Coimbra"], "splits__only": (), "analysis__attributions": True},
+    ],
+    ids=["fedavg", "yogi", "cox-late-adam", "concat-patience-refit", "pretrained", "held-out-site"],
+)
+def test_a_study_of_several_modalities_takes_every_other_choice(
+    sites: Path, multimodal: Make, keys: dict[str, object]
+) -> None:
+    study = multimodal(**keys)
+    results = simulate(study, sites).results
+    assert not results["left_out"]
+    losses = [p["train_loss"] for p in results["folds"][0]["curve"]]
+    assert np.isfinite(losses).all()
+    assert SavedModel.read(Path(study.runtime.out) / "model-fold-0.safetensors").beside.image_width == 16
