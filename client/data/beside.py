@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from oncofed.client.data.read import read_alterations, read_pathology
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.data.slides import column_order, find_slides, images_of, slide_vectors
+from oncofed.client.data.slide_files import read_header
+from oncofed.client.data.slides import SlideIndex, column_order, find_slides, images_of, slide_vectors
 from oncofed.client.data.units import signed_log
 from oncofed.common.errors import Refusal
 
@@ -38,8 +39,7 @@ def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterati
     images, found = images_of(site, patients), pd.DataFrame(columns=range(image_width))
     slides = pd.Series(dtype=str)
     if images is not None and images.kind == "bag":
-        by_patient = find_slides(site, patients).by_patient
-        slides = pd.Series({p: SEPARATOR.join(str(f.absolute()) for f in files) for p, files in by_patient.items()})
+        slides = pd.Series(_files_with_tiles(find_slides(site, patients)), dtype=str)
     elif images is not None:
         table = read_pathology(site)
         found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table)
@@ -50,6 +50,12 @@ def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterati
     # named features count cells and measure areas, up to millions; an encoder's numbers have a scale already
     named = images is not None and bool(images.features)
     return BesideTables(signed_log(found) if named else found, changes, slides)
+
+
+def _files_with_tiles(index: SlideIndex) -> dict[str, str]:
+    """The files of each patient's slides; a patient of empty ones alone has no images."""
+    whole = {p: [str(f.absolute()) for f in files if read_header(f).tiles] for p, files in index.by_patient.items()}
+    return {patient: SEPARATOR.join(files) for patient, files in whole.items() if files}
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -191,6 +191,18 @@ def test_bags_of_tiles_are_pooled_and_trained_with_the_rest(sites: Path, multimo
     assert fold["curve"][-1]["branches"]["pathology"]["deviation"] > 0
 
 
+def test_a_patient_of_empty_slides_has_no_images(sites: Path, multimodal: Make) -> None:
+    with_slides(sites, {"aachen": "uni", "bergen": "uni", "dublin": "uni"})
+    before = simulate(multimodal(training__rounds=1), sites).predictions.set_index("patient")
+    some = before.index[(before["site"] == "Aachen") & (before["risk_pathology"] != 0)][:3]
+    for patient in some:
+        for file in (sites / "aachen" / "slides").glob(f"{patient}-*.h5"):
+            write_h5(file, np.zeros((0, 6), np.float32), np.zeros((0, 2), np.int64))
+    after = simulate(multimodal(training__rounds=1), sites).predictions.set_index("patient")
+    assert (after.loc[some, "risk_pathology"] == 0).all()
+    assert (after["risk_pathology"] != 0).sum() == (before["risk_pathology"] != 0).sum() - 3
+
+
 def test_mixed_encoders_are_refused_with_the_sites_named(sites: Path, multimodal: Make) -> None:
     with_slides(sites, {"aachen": "uni", "bergen": "conch", "dublin": "uni"})
     with pytest.raises(ValueError, match=r"conch-v1, width 6: Bergen; bag of uni-v1, width 6: Aachen, Dublin"):
