@@ -6,6 +6,7 @@ Survival curves and, of several modalities, which of them drives whose risk. Nob
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -84,21 +85,19 @@ def _parts(axis: Axes, prediction: Prediction, rows: np.ndarray, colours: Scalar
         axis.axline((0, 0), slope=slope, color="#999999", linewidth=0.8, linestyle=":")
     axis.scatter(x_N[both], y_N[both], c=colours.to_rgba(percentile[both]), s=18, linewidths=0, alpha=0.9)
     said = [f"{both.sum()} patients have both"]
-    for known, other, value, edge, lacking in ((has_x, has_y, x_N, "bottom", b), (has_y, has_x, y_N, "left", a)):
-        only = known & ~other
-        at_edge = np.full(only.sum(), -reach)
-        xy = (value[only], at_edge) if edge == "bottom" else (at_edge, value[only])
-        axis.scatter(*xy, c=colours.to_rgba(percentile[only]), marker="|" if edge == "bottom" else "_", s=90)
+    for only, x, y, marker, end in (
+        (has_x & ~has_y, x_N, np.full(len(y_N), -reach), "|", f"{WORDS[b]}: at the bottom"),
+        (has_y & ~has_x, np.full(len(x_N), -reach), y_N, "_", f"{WORDS[a]}: at the left"),
+    ):
+        axis.scatter(x[only], y[only], c=colours.to_rgba(percentile[only]), marker=marker, s=90)
         if only.any():
-            said.append(f"{only.sum()} lack {WORDS[lacking]}: at the {edge}")
+            said.append(f"{only.sum()} lack {end}")
     axis.set_xlim(-reach, reach)
     axis.set_ylim(-reach, reach)
     axis.set_aspect("equal")
-    for x, y, word, turned in ((0.995, 0.5, WORDS[a], 90), (0.5, 0.995, WORDS[b], 0)):
-        at = {"ha": "right" if turned else "center", "va": "center" if turned else "top"}
-        axis.text(
-            x, y, f"driven by {word}", transform=axis.transAxes, fontsize=7, color="#777777", rotation=turned, **at
-        )
+    grey: dict[str, Any] = {"transform": axis.transAxes, "fontsize": 7, "color": "#777777"}
+    axis.text(0.995, 0.5, f"driven by {WORDS[a]}", ha="right", va="center", rotation=90, **grey)
+    axis.text(0.5, 0.995, f"driven by {WORDS[b]}", ha="center", va="top", **grey)
     axis.set_xlabel(f"part of {WORDS[a]} in the log hazard")
     axis.set_ylabel(f"part of {WORDS[b]}")
     axis.set_title("\n".join(said), loc="left", fontsize=8)

@@ -36,7 +36,8 @@ def ablations(study: Study) -> dict[str, dict[str, Any]]:
         "plain scale of genes": (study.panel.powers, {"panel__powers": False, "panel__scale_by": "all"}),
         "no covariates": (bool(study.panel.covariates), {"panel__covariates": ()}),
         "FedAvg instead of evidence": (study.aggregation.rule == "evidence", {"aggregation__rule": "fedavg"}),
-    } | _of_fusion(study)
+    }
+    table |= _of_fusion(study)
     return {name: change for name, (applies, change) in table.items() if applies}
 
 

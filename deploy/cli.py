@@ -66,7 +66,9 @@ def site_predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors or model-fold-K.safetensors of a study")],
     folder: Annotated[Path, typer.Argument(help="site folder; its clinical table needs no outcome")],
     target: Annotated[Path, typer.Option("--out", help="CSV file for the patients' rows")],
-    picture: Annotated[Path | None, typer.Option(help="survival curves of one cancer type, .svg or .png")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="survival curves of one cancer type and what drives its risks, .svg or .png")
+    ] = None,
     cancer: Annotated[str, typer.Option(help="of the picture; without it, the one with the most patients")] = "",
     attention: Annotated[
         Path | None,

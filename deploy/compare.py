@@ -14,16 +14,13 @@ from typing import Any, Protocol
 
 import pandas as pd
 from oncofed.client.data.site import SiteFolder, list_sites
-from oncofed.common.modalities import Beside
-from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 from oncofed.deploy import compare_classes, compare_survival
 from oncofed.deploy.logistic import predict_logistic
-from oncofed.deploy.reference import INNER, Pool, predict_local, predict_pooled
+from oncofed.deploy.reference import INNER, predict_local, predict_pooled
 from oncofed.deploy.ridge import predict_ridge
-from oncofed.deploy.simulate import Engine, SimulatedRun
+from oncofed.deploy.simulate import Engine
 from oncofed.deploy.variants import KEYS, MULTIMODAL, PARTS, UNMODULATED, VARIANTS, Federations, check_variant
-from oncofed.server.checkpoint import load_arrays
 from oncofed.server.progress import progress_bar
 
 
@@ -63,7 +60,7 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
             costs[method] = spent(federations, *PARTS.get(method, (method,)))
         else:
             begin = time.perf_counter()
-            tables[method] = _reference(study, sites, run, method)
+            tables[method] = _reference(federations, method)
             costs[method] = {"seconds": time.perf_counter() - begin}
     everybody, tables = tables[main], common_patients(tables)
     branches = {main: balance_of(run.results)}
@@ -141,14 +138,8 @@ def difference(
     return scoring.difference(main, other, seed)
 
 
-def _reference(study: Study, sites: Path, run: SimulatedRun, method: str) -> pd.DataFrame:
-    results, out = run.results, Path(study.runtime.out)
-    folds = [int(f["fold"]) for f in results["folds"] if f["fold"] >= 0]
-    _, about = load_arrays(out / f"model-fold-{folds[0]}.safetensors")
-    # who scored nobody took no part; but where whole sites are held out, the others train without scoring anybody
-    members = set(results["sites"] if study.splits.held_out_sites else run.predictions["site"])
-    beside = Beside.of(about.get("beside", {}))
-    pool = Pool.open(sites, study, GenePanel(tuple(about["genes"])), tuple(about["cancers"]), members, beside)
+def _reference(federations: Federations, method: str) -> pd.DataFrame:
+    study, folds, pool = federations.study, federations.folds, federations.pool()
     predict: dict[str, Callable[..., pd.DataFrame]] = {
         "pooled": predict_pooled,
         "local": predict_local,

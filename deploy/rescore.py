@@ -22,10 +22,10 @@ from oncofed.common.saved import SavedModel
 from oncofed.deploy.reference import Pool, prediction_table
 
 
-def predict_held_out(
-    model: SavedModel, pool: Pool, *, lost: Sequence[str] = (), device: str = "auto"
+def predict_again(
+    model: SavedModel, pool: Pool, *, held_out: bool = True, lost: Sequence[str] = (), device: str = "auto"
 ) -> pd.DataFrame:
-    """Predictions for the pool's held-out patients of the model's fold, as if nobody had the modalities in `lost`.
+    """Predictions for the pool's held-out (or all other) patients of the model's fold, as if nobody had what is in `lost`.
 
     The pool is opened with the model's study, panel, cancer types and `beside`; sites are scored one by one, as they score
     themselves. A patient's risk rests on no other patient's data, so whoever loses a modality can be chosen afterwards.
@@ -35,7 +35,7 @@ def predict_held_out(
     lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
     parts = []
     for site, cohort in pool.cohorts.items():
-        chosen = cohort.select(cohort.fold == model.fold)
+        chosen = cohort.select((cohort.fold == model.fold) == held_out)
         if not len(chosen):
             continue
         batch = Batch.of(chosen, lens, place)

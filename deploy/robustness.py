@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from oncofed.common.modalities import PATHOLOGY, RNA
-from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.deploy.compare import difference
 from oncofed.deploy.compare_survival import summarise
 from oncofed.deploy.reference import Pool
-from oncofed.deploy.rescore import predict_held_out
+from oncofed.deploy.rescore import predict_again
 from oncofed.deploy.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
 from oncofed.deploy.variants import LATE, Federations, check_variant, late_fusion, renamed
 from oncofed.server.progress import progress_bar
@@ -68,21 +67,18 @@ def robustness(
     check_variant(study, LATE, "robustness, which compares with")
     shares = tuple(sorted(set(shares)))
     if not shares or not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"--shares {','.join(map(str, shares))}: name shares of the patients from 0 to 1, such as 0,0.5,1")
+        raise ValueError(f"--shares {','.join(map(str, shares))}: name shares from 0 to 1, such as 0,0.5,1")
     hospitals = choose_hospitals(sites, train_hospitals, study) if train_hospitals else []
     study = study.changed(splits__refit=False)
     out = Path(study.runtime.out)
     whole = Federations(study, sites)
-    members = members_of(whole)
-    pools = {name: pool_of(whole, name, sites, members) for name in TRAINED}
-    parts = [curve(whole, pools, [], shares)]
+    parts = [curve(whole, sites, [], shares)]
     if hospitals:
         folder = out / "sites-without"
         copy_without(sites, folder, hospitals)
-        check_same_folds(pools[""], pool_of(whole, "", folder, members))
+        check_same_folds(whole.pool(), whole.pool(sites=folder))
         bare = Federations(renamed(study, "without", runtime__out=str(out / "without")), folder)
-        pools = {name: pool_of(bare, name, sites, members) for name in TRAINED}
-        parts.append(curve(bare, pools, hospitals, shares))
+        parts.append(curve(bare, sites, hospitals, shares))
     return {
         "study": study.model_dump(mode="json"),
         "hospitals": len(with_pathology(sites)),
@@ -91,37 +87,12 @@ def robustness(
     }
 
 
-def members_of(federations: Federations) -> set[str]:
-    """Names of the sites that took part in the study's federation."""
-    run, study = federations.run(), federations.study
-    return set(run.results["sites"] if study.splits.held_out_sites else run.predictions["site"])
-
-
-def folds_of(federations: Federations) -> list[int]:
-    """The folds that were run."""
-    return [int(f["fold"]) for f in federations.run().results["folds"] if f["fold"] >= 0]
-
-
-def model_of(federations: Federations, name: str, fold: int) -> SavedModel:
-    """A federation's model of a fold."""
-    return SavedModel.read(federations.folder(name) / model_file(fold))
-
-
-def pool_of(federations: Federations, name: str, sites: Path, members: set[str]) -> Pool:
-    """The patients of `sites` as a federation's models see them."""
-    federations.run(name)
-    model = model_of(federations, name, folds_of(federations)[0])
-    return Pool.open(sites, model.study, model.panel, model.cancers, members, model.beside)
-
-
-def curve(
-    federations: Federations, pools: dict[str, Pool], hospitals: list[str], shares: tuple[float, ...]
-) -> dict[str, Any]:
+def curve(federations: Federations, sites: Path, hospitals: list[str], shares: tuple[float, ...]) -> dict[str, Any]:
     """Scores of both methods at each share of patients without pathology, with intervals and the paired difference."""
-    seed, folds = federations.study.seed, folds_of(federations)
+    pools, seed = {name: federations.pool(name, sites) for name in TRAINED}, federations.study.seed
     with progress_bar() as progress:
-        bar = progress.add_task("scoring", total=4 * len(folds) + len(shares))
-        patients = held_out(federations, pools, folds, lambda: progress.advance(bar))
+        bar = progress.add_task("scoring", total=4 * len(federations.folds) + len(shares))
+        patients = held_out(federations, pools, lambda: progress.advance(bar))
         points = []
         for share in shares:
             removed = choose_patients(patients.whole, share, seed)
@@ -133,20 +104,20 @@ def curve(
     return {"hospitals_without": hospitals, "patients": len(patients.whole), "points": points}
 
 
-def held_out(federations: Federations, pools: dict[str, Pool], folds: list[int], advance: Advance) -> HeldOut:
+def held_out(federations: Federations, pools: dict[str, Pool], advance: Advance) -> HeldOut:
     """Score the held-out patients of all folds who have both modalities."""
 
     def score(name: str, *lost: str) -> pd.DataFrame:
         parts = []
-        for fold in folds:
-            model, device = model_of(federations, name, fold), federations.study.runtime.device
-            parts.append(predict_held_out(model, pools[name], lost=lost, device=device))
+        for fold in federations.folds:
+            model, device = federations.model(name, fold), federations.study.runtime.device
+            parts.append(predict_again(model, pools[name], lost=lost, device=device))
             advance()
         table = pd.concat(parts, ignore_index=True)
         return table[pd.MultiIndex.from_frame(table[PATIENT]).isin(both)].reset_index(drop=True)
 
     def with_training(name: str) -> pd.DataFrame:
-        table = federations.run(name).predictions
+        table = federations.with_training(name)
         return pd.concat([table[table["split"] != "test"], score(name)], ignore_index=True)
 
     both = with_both(pools[""])

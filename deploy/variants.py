@@ -9,7 +9,10 @@ from typing import Any
 
 import pandas as pd
 from oncofed.common.modalities import PATHOLOGY, RNA
+from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.study import Study
+from oncofed.deploy.reference import Pool
+from oncofed.deploy.rescore import predict_again
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 
 FEDAVG, CONCAT, UNMODULATED, LATE = "fedavg", "concat", "unmodulated", "late"
@@ -101,9 +104,39 @@ class Federations:
 
     def table(self, method: str) -> pd.DataFrame:
         """Predictions of a variant, or of late fusion."""
-        if method == LATE:
-            return late_fusion(*(self.run(part).predictions for part in PARTS[LATE]))
+        if method in PARTS:
+            return late_fusion(*(self.with_training(part) for part in PARTS[method]))
         return self.run(method).predictions
+
+    def with_training(self, variant: str) -> pd.DataFrame:
+        """A variant's predictions, training patients among them even where whole sites are held out, who alone score then."""
+        table = self.run(variant).predictions
+        if not self.study.splits.held_out_sites:
+            return table
+        pool, device = self.pool(variant), self.study.runtime.device
+        train = [predict_again(self.model(variant, k), pool, held_out=False, device=device) for k in self.folds]
+        return pd.concat([table[table["split"] == "test"], *train], ignore_index=True)
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds that are run."""
+        return [int(f["fold"]) for f in self.run().results["folds"] if f["fold"] >= 0]
+
+    @property
+    def members(self) -> set[str]:
+        """Sites that took part: who scored nobody did not; but where whole sites are held out, the others only train."""
+        run = self.run()
+        return set(run.results["sites"] if self.study.splits.held_out_sites else run.predictions["site"])
+
+    def model(self, variant: str, fold: int) -> SavedModel:
+        """A variant's model of a fold."""
+        self.run(variant)
+        return SavedModel.read(self.folder(variant) / model_file(fold))
+
+    def pool(self, variant: str = "", sites: Path | None = None) -> Pool:
+        """All members' patients as a variant's models see them, from their own folders or those of the same names in `sites`."""
+        m = self.model(variant, self.folds[0])
+        return Pool.open(sites or self.sites, m.study, m.panel, m.cancers, self.members, m.beside)
 
 
 def late_fusion(rna: pd.DataFrame, pathology: pd.DataFrame) -> pd.DataFrame:
@@ -137,6 +170,8 @@ def standardised(table: pd.DataFrame) -> pd.DataFrame:
         spread[by] = table[list(by)].join(moments, on=list(by))[["mean", "sd"]]
     scale = spread["fold", "cancer_type"].fillna(spread["fold",])
     if scale.isna().to_numpy().any():
-        raise ValueError("risks of a fold without training patients have no scale; late fusion needs predictions of all")
+        raise ValueError(
+            "a fold without training patients: its risks have no scale; late fusion needs predictions of all"
+        )
     sd = scale["sd"].where(scale["sd"] > LEAST_SD, 1.0)
     return table.assign(risk=(table["risk"] - scale["mean"]) / sd)

@@ -122,7 +122,7 @@ def kaplan_meier(groups: dict[str, Any]) -> str:
     axis.set_title(
         "" if p is None else f"log-rank p {'< 1e-16' if p < 1e-16 else f'= {p:.2g}'}", loc="left", fontsize=9
     )
-    axis.legend(frameon=False, loc="lower left")
+    axis.legend(frameon=False, loc="best")
     table.set_ylim(-1.6, 0.6)
     table.set_yticks([])
     table.grid(False)

@@ -22,10 +22,10 @@ from oncofed.deploy.compare import common_patients, compare
 from oncofed.deploy.compare_survival import summarise
 from oncofed.deploy.present import print_tables, write_comparison
 from oncofed.deploy.reference import Pool
-from oncofed.deploy.rescore import network_of, predict_held_out, without
-from oncofed.deploy.robustness import choose_patients
+from oncofed.deploy.rescore import network_of, predict_again, without
+from oncofed.deploy.robustness import choose_patients, robustness
 from oncofed.deploy.simulate import read_predictions
-from oncofed.deploy.variants import late_fusion
+from oncofed.deploy.variants import Federations, late_fusion
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -109,6 +109,27 @@ def test_late_fusion_alone_is_compared_on_all_patients(sites: Path, small_study:
     assert list(result["balance"]) == ["federated"]
 
 
+def test_where_whole_sites_are_held_out_training_patients_are_scored_for_late_fusion(
+    sites: Path, small_study: Make, tmp_path: Path
+) -> None:
+    """Sites that only train write no predictions there, and a risk is held against those of training patients."""
+    study = small_study(**(KEYS | {"splits__held_out_sites": ["Bergen", "Dublin"], "training__rounds": 1}), name="h")
+    federations = Federations(study, sites)
+    table = federations.with_training("rna")
+    assert table[table["split"] == "test"].groupby("fold")["site"].unique().map(list).to_dict() == {
+        0: ["Bergen"],
+        1: ["Dublin"],
+    }
+    train = table[table["split"] == "train"]
+    assert set(train.loc[train["fold"] == 0, "site"]) == {"Aachen", "Coimbra", "Dublin"}
+    assert len(table) == 2 * len(set(who(table)))
+    result = compare(study, sites, ("late",))
+    assert result["held_out"]["compared"] == result["held_out"]["scored"]
+    part = robustness(study, sites, (0.0, 1.0), train_hospitals=0.0)["trained"]
+    assert len(part) == 1
+    assert part[0]["patients"] == len(images_of(sites) & set(who(table[table["split"] == "test"])))
+
+
 # -- robustness --------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +151,7 @@ def scored(folder: Path, sites: Path, *lost: str) -> pd.DataFrame:
     parts = []
     for fold in (0, 1):
         model, pool = opened(folder, sites, fold)
-        parts.append(predict_held_out(model, pool, lost=lost))
+        parts.append(predict_again(model, pool, lost=lost))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -157,6 +178,20 @@ def with_both(sites: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table[who(table).isin(images_of(sites) & rna)]
 
 
+def test_training_patients_are_scored_as_the_sites_do(sites: Path, robust: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = robust
+    for variant in ("rna", "pathology"):
+        model, pool = opened(out / variant, sites, 1)
+        again = predict_again(model, pool, held_out=False)
+        own = read_predictions(list_sites(sites), f"r-{variant}")
+        own = own[(own["fold"] == 1) & (own["split"] == "train")]
+        expected = own.set_index(["site", "patient"])["risk"].sort_index()
+        assert set(again["split"]) == {"train"}
+        found = again.set_index(["site", "patient"])["risk"].sort_index()
+        assert found.index.equals(expected.index)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_nothing_lost_gives_the_sites_own_predictions(sites: Path, robust: tuple[Path, dict[str, Any]]) -> None:
     out, result = robust
     own = read_predictions(list_sites(sites), "r")
@@ -175,7 +210,7 @@ def test_all_lost_is_the_model_with_pathology_off(sites: Path, robust: tuple[Pat
     out, result = robust
     for fold in (0, 1):
         model, pool = opened(out, sites, fold)
-        table, network = predict_held_out(model, pool, lost=("pathology",)), network_of(model, CPU)
+        table, network = predict_again(model, pool, lost=("pathology",)), network_of(model, CPU)
         for site in pool.cohorts:
             batch = batch_of(model, pool, site)
             with torch.no_grad():
@@ -212,7 +247,7 @@ def test_losing_some_is_losing_all_for_those(sites: Path, robust: tuple[Path, di
     lost = np.arange(len(batch)) % 2 == 0
     with torch.no_grad():
         some = without(batch, "pathology", lost).through(network_of(model, CPU)).score.double().numpy()
-    whole, bare = (predict_held_out(model, pool, lost=m) for m in ((), ("pathology",)))
+    whole, bare = (predict_again(model, pool, lost=m) for m in ((), ("pathology",)))
     rows = (whole["site"] == "Bergen").to_numpy()
     expected = np.where(lost, bare.loc[rows, "risk"], whole.loc[rows, "risk"])
     np.testing.assert_allclose(some, expected, rtol=1e-5, atol=1e-6)

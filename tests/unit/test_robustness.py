@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from oncofed.deploy.reference import Pool
 from oncofed.deploy.rescore import without
 from oncofed.deploy.robustness import HeldOut, choose_patients, robustness
 from oncofed.deploy.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
-from oncofed.deploy.synth import SynthSettings, write_consortium
 from rich.console import Console
 from toy_multimodal import batch
 from toy_slides import TILES, write_h5
@@ -54,7 +54,7 @@ def test_who_loses_pathology_at_a_share_loses_it_at_a_larger_one() -> None:
     table = patients()
     chosen = [choose_patients(table, share, 0) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert [int(c.sum()) for c in chosen] == [0, 16, 30, 46, 60]  # 24 and 6 in each fold: 6 + 2, 12 + 3, 18 + 5
-    assert all(np.all(less <= more) for less, more in zip(chosen, chosen[1:], strict=False))
+    assert all(np.all(less <= more) for less, more in pairwise(chosen))
     count = table.assign(chosen=chosen[2]).groupby(["fold", "cancer_type"])["chosen"].agg(["sum", "size"])
     assert (count["sum"] * 2 == count["size"]).all()
 
@@ -98,7 +98,8 @@ def test_both_methods_lose_the_same_patients() -> None:
     training = {"patient": ["P8", "P9"], "split": "train"}
 
     def table(test: list[float], train: list[float]) -> pd.DataFrame:
-        return pd.concat([pd.DataFrame(about | names | {"risk": test}), pd.DataFrame(about | training | {"risk": train})])
+        rows = (about | names | {"risk": test}, about | training | {"risk": train})
+        return pd.concat([pd.DataFrame(r) for r in rows])
 
     whole, bare = (pd.DataFrame(about | names | {"risk": r}) for r in ([10.0, 20.0], [1.0, 2.0]))
     held = HeldOut(whole, bare, table([3.0, 4.0], [0.0, 2.0]), table([5.0, 6.0], [-2.0, 2.0]))
@@ -178,7 +179,7 @@ def test_alterations_stay_and_slides_go(sites: Path, tmp_path: Path) -> None:
     own = SiteFolder.open(folder).description.model_dump(exclude_defaults=True)
     (folder / "site.toml").write_text(tomli_w.dumps(own | {"slides": "../tiles", "slide_encoder": "uni2"}))
     for patient in clinical[:3]:
-        write_h5(sites.parent / "sites" / "tiles" / f"{patient}-1.h5", TILES)
+        write_h5(sites / "tiles" / f"{patient}-1.h5", TILES)
     pd.DataFrame({"TP53": [1.0, 0.0]}, index=pd.Index(clinical[2:4], name="patient")).to_csv(folder / "alterations.csv")
     for name, has in (("kept", True), ("bare", False)):
         copy_without(sites, tmp_path / name, [] if has else ["Coimbra"])
@@ -194,13 +195,13 @@ def test_alterations_stay_and_slides_go(sites: Path, tmp_path: Path) -> None:
 
 def test_wrong_shares_and_studies_are_refused_before_any_work(sites: Path, tmp_path: Path) -> None:
     study = FUSION.changed(runtime__out=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="name shares of the patients from 0 to 1"):
+    with pytest.raises(ValueError, match="name shares from 0 to 1"):
         robustness(study, sites, (0.0, 1.5))
     with pytest.raises(ValueError, match="name shares"):
         robustness(study, sites, ())
-    with pytest.raises(ValueError, match="robustness, which compares with late: model.name = 'gene_moe'"):
+    with pytest.raises(ValueError, match=r"compares with late: model\.name = 'gene_moe'"):
         robustness(Study(), sites)
-    with pytest.raises(ValueError, match="--train-hospitals 0.9"):
+    with pytest.raises(ValueError, match=r"--train-hospitals 0\.9"):
         robustness(study, sites, (0.0, 1.0), 0.9)
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +229,7 @@ def result() -> dict[str, Any]:
 
 
 def test_the_table_fits_a_terminal() -> None:
-    console = Console(width=80, record=True, file=None, quiet=False)
+    console = Console(width=80)
     with console.capture() as capture:
         print_robustness(result(), console)
     text = capture.get()
@@ -249,14 +250,3 @@ def test_numbers_and_pictures_are_written(tmp_path: Path) -> None:
     assert all(f">{words}</text>" in picture for words in ("late fusion", "trained without that of 2 of 4 hospitals"))
     write_robustness(unknown, tmp_path / "again")
     assert (tmp_path / "again" / "robustness.svg").read_text() == picture
-
-
-def test_synth_sites_can_lose_pathology(tmp_path: Path) -> None:
-    """Half of two hospitals is one; of one it is none."""
-    s = SynthSettings(sites=2, patients=60, genes=60, cancers=2, genes_per_program=8)
-    write_consortium(tmp_path / "sites", s)
-    study = FUSION.changed(aggregation__min_sites=1)
-    assert len(choose_hospitals(tmp_path / "sites", 0.5, study)) == 1
-    copy_without(tmp_path / "sites", tmp_path / "copy", choose_hospitals(tmp_path / "sites", 0.5, study))
-    with pytest.raises(ValueError, match="of 1 hospitals with pathology 0 would lose it"):
-        choose_hospitals(tmp_path / "copy", 0.5, study)
