@@ -31,12 +31,15 @@ def choose_hospitals(sites: Path, share: float, study: Study) -> list[str]:
     """
     have = with_pathology(sites)
     count = int(share * len(have) + 1e-9)
-    if not count or len(have) - count < study.aggregation.min_sites:
+    chosen = sorted(have, key=lambda name: seed_from(study.seed, "without pathology", name))[:count]
+    left = set(have) - set(chosen)
+    training = len(left) - bool(left & set(study.splits.held_out_sites))  # one at a time is held out
+    if not count or training < study.aggregation.min_sites:
         raise ValueError(
-            f"--train-hospitals {share:g}: of {len(have)} hospitals with pathology {count} would lose it; at least 1 must, and "
-            f"{study.aggregation.min_sites} (aggregation.min_sites) keep it; choose another share, or 0 for none"
+            f"--train-hospitals {share:g}: of {len(have)} hospitals with pathology {count} would lose it and {training} train with "
+            f"it; at least 1 and {study.aggregation.min_sites} (aggregation.min_sites) must; choose another share, or 0 for none"
         )
-    return sorted(sorted(have, key=lambda name: seed_from(study.seed, "without pathology", name))[:count])
+    return sorted(chosen)
 
 
 def with_pathology(sites: Path) -> list[str]:

@@ -25,6 +25,7 @@ from oncofed.deploy.reference import Pool
 from oncofed.deploy.rescore import network_of, predict_again, without
 from oncofed.deploy.robustness import choose_patients, robustness
 from oncofed.deploy.simulate import read_predictions
+from oncofed.deploy.sites_without import choose_hospitals, copy_without
 from oncofed.deploy.variants import Federations, late_fusion
 from rich.console import Console
 from typer.testing import CliRunner
@@ -257,6 +258,23 @@ def test_losing_some_is_losing_all_for_those(sites: Path, robust: tuple[Path, di
     point = result["trained"][0]["points"][1]
     assert point["removed"] == removed.sum()
     assert point["methods"]["fusion"]["c_index"] == pytest.approx(summarise(mixed, 0)["c_index"])
+
+
+def test_a_copy_of_other_folds_is_refused_before_it_trains(
+    sites: Path, small_study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of Aachen's patients have images only: a copy that forgets them deals the others other folds."""
+
+    def forget(sites: Path, target: Path, hospitals: list[str]) -> None:
+        copy_without(sites, target, hospitals)
+        (target / "aachen" / "alterations.parquet").unlink()
+
+    study = small_study(**(KEYS | {"splits__only": [0], "training__rounds": 1}), name="f")
+    study = next(s for seed in range(99) if choose_hospitals(sites, 0.5, s := study.changed(seed=seed)) == ["Aachen"])
+    monkeypatch.setattr("oncofed.deploy.robustness.copy_without", forget)
+    with pytest.raises(ValueError, match=r"other folds than with it \(Aachen: [0-9]+\)"):
+        robustness(study, sites, (0.0, 1.0))
+    assert not (Path(study.runtime.out) / "without").exists()
 
 
 def test_hospitals_without_pathology_in_training_have_it_at_the_test(

@@ -92,21 +92,25 @@ def test_slides_of_the_marked_patients_are_not_read() -> None:
 
 
 def test_both_methods_lose_the_same_patients() -> None:
-    """Training risks: RNA of mean 1 and deviation 1, images of mean 0 and deviation 2."""
-    about = {"site": "A", "fold": 0, "cancer_type": "BRCA", "time_months": 5.0, "event": 1}
-    names = {"patient": ["P1", "P2"], "split": "test"}
-    training = {"patient": ["P8", "P9"], "split": "train"}
+    """Fold 0 tests P1 and P2 against P3 and P4 (RNA: 1 +- 1, images: 0 +- 2), fold 1 the other way round."""
 
-    def table(test: list[float], train: list[float]) -> pd.DataFrame:
-        rows = (about | names | {"risk": test}, about | training | {"risk": train})
-        return pd.concat([pd.DataFrame(r) for r in rows])
+    def table(fold: int, split: str, names: str, *risk: float) -> pd.DataFrame:
+        about = {"site": "A", "fold": fold, "cancer_type": "BRCA", "time_months": 5.0, "event": 1}
+        return pd.DataFrame(about | {"patient": names.split(), "split": split, "risk": risk})
 
-    whole, bare = (pd.DataFrame(about | names | {"risk": r}) for r in ([10.0, 20.0], [1.0, 2.0]))
-    held = HeldOut(whole, bare, table([3.0, 4.0], [0.0, 2.0]), table([5.0, 6.0], [-2.0, 2.0]))
+    rna = [table(0, "test", "P1 P2", 3.0, 4.0), table(0, "train", "P3 P4", 0.0, 2.0)]
+    rna += [table(1, "test", "P3", 3.0), table(1, "train", "P1 P2", 0.0, 2.0)]
+    images = [table(0, "test", "P1 P2", 5.0, 6.0), table(0, "train", "P3 P4", -2.0, 2.0)]
+    images += [table(1, "test", "P3", 3.0), table(1, "train", "P1 P2", -2.0, 2.0)]
+    whole, bare = (
+        pd.concat([table(0, "test", "P1 P2", *risk), table(1, "test", "P3", risk[0])], ignore_index=True)
+        for risk in ((10.0, 20.0), (1.0, 2.0))
+    )
+    held = HeldOut(whole, bare, pd.concat(rna), pd.concat(images))
     expected = {
-        (False, False): ([10.0, 20.0], [2 + 2.5, 3 + 3]),
-        (False, True): ([10.0, 2.0], [2 + 2.5, 3]),
-        (True, True): ([1.0, 2.0], [2, 3]),
+        (False, False, False): ([10, 20, 10], [2 + 2.5, 3 + 3, 2 + 1.5]),
+        (False, True, False): ([10, 2, 10], [2 + 2.5, 3, 2 + 1.5]),  # P2 still trained the model of fold 1
+        (True, True, True): ([1, 2, 1], [2, 3, 2]),
     }
     for removed, (fusion, late) in expected.items():
         assert held.fusion(np.array(removed))["risk"].tolist() == fusion
@@ -127,10 +131,16 @@ def test_hospitals_are_drawn_from_those_with_pathology(sites: Path) -> None:
     assert drawn == {("Aachen",), ("Bergen",), ("Dublin",)}
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.2, "of 3 hospitals with pathology 0"), (0.7, "2 would lose it")])
-def test_a_share_that_leaves_too_few_hospitals_is_refused(sites: Path, share: float, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        choose_hospitals(sites, share, FUSION)
+def test_a_share_that_leaves_too_few_hospitals_is_refused(sites: Path) -> None:
+    with pytest.raises(ValueError, match="of 3 hospitals with pathology 0 would lose it and 3 train with it"):
+        choose_hospitals(sites, 0.2, FUSION)
+    with pytest.raises(ValueError, match="2 would lose it and 1 train with it"):
+        choose_hospitals(sites, 0.7, FUSION)
+    (lost,) = choose_hospitals(sites, 0.5, FUSION)
+    other = "Aachen" if lost != "Aachen" else "Bergen"
+    assert choose_hospitals(sites, 0.5, FUSION.changed(splits__held_out_sites=(lost, "Coimbra"))) == [lost]
+    with pytest.raises(ValueError, match="1 would lose it and 1 train with it"):  # where the other is held out
+        choose_hospitals(sites, 0.5, FUSION.changed(splits__held_out_sites=(lost, other)))
 
 
 def cohort(folder: Path, study: Study = FUSION, beside: Beside = BESIDE) -> Cohort:
