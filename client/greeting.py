@@ -14,6 +14,7 @@ from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
 from oncofed.common import wire
+from oncofed.common.errors import Refusal
 from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.study import Study
 
@@ -59,4 +60,8 @@ def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:
             told |= {"images": images.text, "image_kind": images.kind, "image_width": images.width}
     if ALTERATIONS in study.modalities:
         told["alterations"] = "\n".join(alteration_names(site))
+    if not any(told.get(key) for key in ("genes", "images", "alterations")):
+        raise Refusal(
+            f"site {site.name}: it holds nothing of what the study looks at ({', '.join(study.modalities)}); it takes no part"
+        )
     return told
