@@ -119,7 +119,9 @@ class Fusion(Section):
     modality_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of patients who lose one of their modalities in a training step"
     )
-    pathology_rate: float = Field(4.0, gt=0, description="factor on the rate of the pathology encoder: it has fewer inputs")
+    pathology_rate: float = Field(
+        4.0, gt=0, description="factor on the rate of the pathology encoder: it has fewer inputs"
+    )
     tiles: int = Field(2048, ge=0, description="at most so many tiles of a patient in a training step; 0: all")
 
     @model_validator(mode="before")

@@ -219,8 +219,8 @@ def simulate_command(
 ) -> None:
     """Run a federation over site folders on this machine, compare it, and write a report."""
     from oncofed.common.study import Study
-    from oncofed.deploy.compare import compare as run_compare
-    from oncofed.deploy.present import print_tables, write_comparison
+    from oncofed.deploy.comparison.compare import compare as run_compare
+    from oncofed.deploy.comparison.present import print_tables, write_comparison
 
     overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
@@ -242,8 +242,8 @@ def ablate_command(
 ) -> None:
     """Run a study without each of its parts in turn, and fill a table of what each part is worth."""
     from oncofed.common.study import Study
-    from oncofed.deploy.ablate import ablate
-    from oncofed.deploy.present_ablations import print_ablations, write_ablations
+    from oncofed.deploy.comparison.ablate import ablate
+    from oncofed.deploy.comparison.present_ablations import print_ablations, write_ablations
 
     overrides = _overrides(set_ or []) | {"runtime.out": str(target)}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
@@ -268,8 +268,8 @@ def robustness_command(
 ) -> None:
     """Take pathology away from test patients, and from hospitals in training: a fusion model beside late fusion."""
     from oncofed.common.study import Study
-    from oncofed.deploy.present_robustness import print_robustness, write_robustness
-    from oncofed.deploy.robustness import robustness
+    from oncofed.deploy.comparison.present_robustness import print_robustness, write_robustness
+    from oncofed.deploy.comparison.robustness import robustness
 
     overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
@@ -287,8 +287,8 @@ def demo_command(
     target: Annotated[Path, typer.Option("--out", help="folder for sites, results and report")] = Path("demo"),
 ) -> None:
     """Run the main job on a synthetic consortium: federation, comparison, report."""
+    from oncofed.deploy.comparison.present import print_tables, write_comparison
     from oncofed.deploy.demo import run_demo
-    from oncofed.deploy.present import print_tables, write_comparison
 
     out.print("A synthetic consortium of 6 hospitals and 900 patients; the truth behind it is known.")
     comparison = run_demo(target)

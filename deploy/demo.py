@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.common.study import Study
-from oncofed.deploy.compare import compare
-from oncofed.deploy.compare_survival import METHODS
+from oncofed.deploy.comparison.compare import compare
+from oncofed.deploy.comparison.survival import METHODS
 from oncofed.deploy.synth import SynthSettings, write_consortium
 
 

@@ -18,7 +18,7 @@ from oncofed.common import wire
 from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling
 from oncofed.common.study import Study
-from oncofed.deploy.compare import common_patients, difference
+from oncofed.deploy.comparison.compare import common_patients, difference
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.app import run_study

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from oncofed.deploy import cli, compare_survival
+from oncofed.deploy import cli
+from oncofed.deploy.comparison import survival
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -113,7 +114,7 @@ def test_mistakes_are_one_line_and_exit_code_1(
 
 def test_unknown_method_is_refused_before_any_work(tmp_path: Path) -> None:
     call("data", "synth", "--out", str(tmp_path / "sites"), "--sites", "2", "--patients", "60", "--genes", "90")
-    known = ",".join(compare_survival.METHODS)
+    known = ",".join(survival.METHODS)
     assert known.startswith("pooled,local,ridge,")
     with pytest.raises(ValueError, match=f"--compare polled: unknown; choose from {known}"):
         call("simulate", str(tmp_path / "sites"), "--compare", "polled", "--out", str(tmp_path / "out"))

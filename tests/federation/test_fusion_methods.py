@@ -18,15 +18,15 @@ from oncofed.client.scale import lens_of
 from oncofed.common.saved import SavedModel
 from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
-from oncofed.deploy.compare import common_patients, compare
-from oncofed.deploy.compare_survival import summarise
-from oncofed.deploy.present import print_tables, write_comparison
-from oncofed.deploy.reference import Pool
-from oncofed.deploy.rescore import network_of, predict_again, without
-from oncofed.deploy.robustness import choose_patients, robustness
+from oncofed.deploy.comparison.compare import common_patients, compare
+from oncofed.deploy.comparison.present import print_tables, write_comparison
+from oncofed.deploy.comparison.reference import Pool
+from oncofed.deploy.comparison.rescore import network_of, predict_again, without
+from oncofed.deploy.comparison.robustness import choose_patients, robustness
+from oncofed.deploy.comparison.sites_without import choose_hospitals, copy_without
+from oncofed.deploy.comparison.survival import summarise
+from oncofed.deploy.comparison.variants import Federations, late_fusion
 from oncofed.deploy.simulate import read_predictions
-from oncofed.deploy.sites_without import choose_hospitals, copy_without
-from oncofed.deploy.variants import Federations, late_fusion
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -271,7 +271,7 @@ def test_a_copy_of_other_folds_is_refused_before_it_trains(
 
     study = small_study(**(KEYS | {"splits__only": [0], "training__rounds": 1}), name="f")
     study = next(s for seed in range(99) if choose_hospitals(sites, 0.5, s := study.changed(seed=seed)) == ["Aachen"])
-    monkeypatch.setattr("oncofed.deploy.robustness.copy_without", forget)
+    monkeypatch.setattr("oncofed.deploy.comparison.robustness.copy_without", forget)
     with pytest.raises(ValueError, match=r"other folds than with it \(Aachen: [0-9]+\)"):
         robustness(study, sites, (0.0, 1.0))
     assert not (Path(study.runtime.out) / "without").exists()

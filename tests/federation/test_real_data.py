@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from oncofed.client.data.check import check_site
 from oncofed.common.study import Study
-from oncofed.deploy.compare import compare
+from oncofed.deploy.comparison.compare import compare
 from oncofed.deploy.split import split_pooled
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from lifelines import CoxPHFitter, PiecewiseExponentialFitter
 from oncofed.client.data.cohort import Cohort
 from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts, survival_sums
 from oncofed.common.survival import TimeGrid, piecewise_exponential_loss
-from oncofed.deploy.ridge import COVARIATE_PENALTY, Inputs, ridge_path
+from oncofed.deploy.comparison.ridge import COVARIATE_PENALTY, Inputs, ridge_path
 from sksurv.metrics import concordance_index_censored
 
 

@@ -13,8 +13,8 @@ from oncofed.common.blocks import part
 from oncofed.common.modalities import RNA
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
-from oncofed.deploy.reference import Pool, frame_of, predict_pooled
-from oncofed.deploy.ridge import predict_ridge
+from oncofed.deploy.comparison.reference import Pool, frame_of, predict_pooled
+from oncofed.deploy.comparison.ridge import predict_ridge
 from oncofed.deploy.simulate import simulate
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.checkpoint import load_arrays
@@ -94,8 +94,8 @@ def test_the_references_frame_is_the_federations(consortium: Path, small_study: 
 def test_ridge_never_sees_the_outcome_of_the_held_out(
     one_site: Path, small_study: Make, keys: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oncofed.deploy.ridge.PENALTIES", (1.0, 10.0))
-    monkeypatch.setattr("oncofed.deploy.ridge.INNER", 2)
+    monkeypatch.setattr("oncofed.deploy.comparison.ridge.PENALTIES", (1.0, 10.0))
+    monkeypatch.setattr("oncofed.deploy.comparison.ridge.INNER", 2)
     study = small_study(aggregation__min_sites=1, training__rounds=1, panel__covariates=["age"])
     run = simulate(study, one_site)
     pool = pool_of(one_site, study, run.results["cancers"])

@@ -18,10 +18,10 @@ from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.inputs import Inputs
 from oncofed.common.study import Study
-from oncofed.deploy.compare import compare
-from oncofed.deploy.compare_classes import difference, summarise
-from oncofed.deploy.logistic import class_scores, in_span
-from oncofed.deploy.present import print_tables, write_comparison
+from oncofed.deploy.comparison.classes import difference, summarise
+from oncofed.deploy.comparison.compare import compare
+from oncofed.deploy.comparison.logistic import class_scores, in_span
+from oncofed.deploy.comparison.present import print_tables, write_comparison
 from oncofed.deploy.simulate import read_predictions
 from oncofed.deploy.split import split_pooled
 from oncofed.deploy.synth import SynthSettings, write_consortium

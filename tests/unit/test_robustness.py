@@ -21,11 +21,11 @@ from oncofed.client.data.slides import find_slides, images_of
 from oncofed.common.modalities import Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
-from oncofed.deploy.present_robustness import print_robustness, write_robustness
-from oncofed.deploy.reference import Pool
-from oncofed.deploy.rescore import without
-from oncofed.deploy.robustness import HeldOut, choose_patients, robustness
-from oncofed.deploy.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
+from oncofed.deploy.comparison.present_robustness import print_robustness, write_robustness
+from oncofed.deploy.comparison.reference import Pool
+from oncofed.deploy.comparison.rescore import without
+from oncofed.deploy.comparison.robustness import HeldOut, choose_patients, robustness
+from oncofed.deploy.comparison.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
 from rich.console import Console
 from toy_multimodal import batch
 from toy_slides import TILES, write_h5

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from oncofed.common.study import Study
-from oncofed.deploy import variants
-from oncofed.deploy.ablate import ablations
-from oncofed.deploy.compare import balance_of, check_methods
+from oncofed.deploy.comparison import variants
+from oncofed.deploy.comparison.ablate import ablations
+from oncofed.deploy.comparison.compare import balance_of, check_methods
+from oncofed.deploy.comparison.variants import VARIANTS, Federations, check_variant, late_fusion
 from oncofed.deploy.simulate import SimulatedRun
-from oncofed.deploy.variants import VARIANTS, Federations, check_variant, late_fusion
 
 FUSION = Study().changed(model__name="path_gptomic", runtime__out="out")
 

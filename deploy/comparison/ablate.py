@@ -10,7 +10,7 @@ from oncofed.common.covariates import input_names
 from oncofed.common.modalities import RNA, Beside
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.study import Study
-from oncofed.deploy.compare import SCORING, common_patients, cost_of, difference
+from oncofed.deploy.comparison.compare import SCORING, common_patients, cost_of, difference
 from oncofed.deploy.simulate import simulate
 
 WHOLE, EQUAL = "as it is", "dense perceptron of equal size"

@@ -12,7 +12,7 @@ import pandas as pd
 from oncofed.common.modalities import RNA
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
-from oncofed.deploy.reference import INNER, Pool, frame_of, inner_folds, prediction_table
+from oncofed.deploy.comparison.reference import INNER, Pool, frame_of, inner_folds, prediction_table
 from sklearn.linear_model import LogisticRegression
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(0.001, 100_000.0, 9))

@@ -18,7 +18,7 @@ from oncofed.common.metrics import mean_within_cancer, pair_counts
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.common.survival import cox_loss
-from oncofed.deploy.reference import INNER, Pool, frame_of, inner_folds, prediction_table
+from oncofed.deploy.comparison.reference import INNER, Pool, frame_of, inner_folds, prediction_table
 
 PENALTIES = tuple(float(p) for p in np.geomspace(0.3, 100.0, 8))
 COVARIATE_PENALTY = 0.02

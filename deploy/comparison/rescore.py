@@ -19,7 +19,7 @@ from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, Sizes, build_empty, set_weights
 from oncofed.common.saved import SavedModel
-from oncofed.deploy.reference import Pool, prediction_table
+from oncofed.deploy.comparison.reference import Pool, prediction_table
 
 
 def predict_again(

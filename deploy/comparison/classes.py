@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from oncofed.common.metrics import class_f1
 from oncofed.common.splits import seed_from
-from oncofed.deploy.intervals import DRAWS, interval, nanmean
+from oncofed.deploy.comparison.intervals import DRAWS, interval, nanmean
 
 METHODS: tuple[str, ...] = ("pooled", "local", "logistic", "fedavg")
 

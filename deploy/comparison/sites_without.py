@@ -21,7 +21,7 @@ from oncofed.client.data.site import (
 from oncofed.client.data.slides import find_slides, pathology_source
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
-from oncofed.deploy.reference import Pool
+from oncofed.deploy.comparison.reference import Pool
 
 
 def choose_hospitals(sites: Path, share: float, study: Study) -> list[str]:

@@ -1,7 +1,7 @@
 """Honest comparison: the federation beside pooled, local and a classical model, on the same folds, with intervals.
 
 Every number comes from predictions of held-out patients; how they are scored is the task's own business
-(compare_survival.py, compare_classes.py).
+(survival.py, classes.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from typing import Any, Protocol
 import pandas as pd
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.study import Study
-from oncofed.deploy import compare_classes, compare_survival
-from oncofed.deploy.logistic import predict_logistic
-from oncofed.deploy.reference import INNER, predict_local, predict_pooled
-from oncofed.deploy.ridge import predict_ridge
+from oncofed.deploy.comparison import classes, survival
+from oncofed.deploy.comparison.logistic import predict_logistic
+from oncofed.deploy.comparison.reference import INNER, predict_local, predict_pooled
+from oncofed.deploy.comparison.ridge import predict_ridge
+from oncofed.deploy.comparison.variants import (
+    KEYS,
+    MULTIMODAL,
+    PARTS,
+    UNMODULATED,
+    VARIANTS,
+    Federations,
+    check_variant,
+)
 from oncofed.deploy.simulate import Engine
-from oncofed.deploy.variants import KEYS, MULTIMODAL, PARTS, UNMODULATED, VARIANTS, Federations, check_variant
 from oncofed.server.progress import progress_bar
 
 
@@ -42,7 +50,7 @@ class Scoring(Protocol):
         """What a comparison holds beside scores, from the federation's own predictions."""
 
 
-SCORING: dict[str, Scoring] = {"survival": compare_survival, "classification": compare_classes}
+SCORING: dict[str, Scoring] = {"survival": survival, "classification": classes}
 
 
 def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine = "local") -> dict[str, Any]:
@@ -126,9 +134,7 @@ def common_patients(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {name: t[pd.MultiIndex.from_frame(t[KEYS]).isin(shared)] for name, t in tables.items()}
 
 
-def difference(
-    main: pd.DataFrame, other: pd.DataFrame, seed: int, scoring: Scoring = compare_survival
-) -> dict[str, float]:
+def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int, scoring: Scoring = survival) -> dict[str, float]:
     """The task's paired difference; raises where the two methods scored different patients."""
     mine, theirs = (set(map(tuple, t.loc[t["split"] == "test", KEYS].to_numpy().tolist())) for t in (main, other))
     if mine != theirs:

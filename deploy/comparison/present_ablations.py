@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from oncofed.deploy.present import interval, without_nan
+from oncofed.deploy.comparison.present import interval, without_nan
 from oncofed.server.checkpoint import write_text
 from rich import box
 from rich.console import Console

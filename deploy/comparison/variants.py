@@ -11,8 +11,8 @@ import pandas as pd
 from oncofed.common.modalities import PATHOLOGY, RNA
 from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.study import Study
-from oncofed.deploy.reference import Pool
-from oncofed.deploy.rescore import predict_again
+from oncofed.deploy.comparison.reference import Pool
+from oncofed.deploy.comparison.rescore import predict_again
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 
 FEDAVG, CONCAT, UNMODULATED, LATE = "fedavg", "concat", "unmodulated", "late"

@@ -14,7 +14,7 @@ from lifelines import KaplanMeierFitter
 from lifelines.statistics import multivariate_logrank_test
 from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts
 from oncofed.common.splits import seed_from
-from oncofed.deploy.intervals import DRAWS, interval, nanmean
+from oncofed.deploy.comparison.intervals import DRAWS, interval, nanmean
 
 METHODS: tuple[str, ...] = ("pooled", "local", "ridge", "ridge-own", "ridge-powers", "fedavg")
 """ridge-own: each cancer's own coefficients beside shared ones; ridge-powers: that, on the federation's scale of genes."""

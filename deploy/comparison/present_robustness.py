@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from oncofed.deploy.present import interval, without_nan
-from oncofed.deploy.robustness import FUSION
-from oncofed.deploy.variants import LATE
+from oncofed.deploy.comparison.present import interval, without_nan
+from oncofed.deploy.comparison.robustness import FUSION
+from oncofed.deploy.comparison.variants import LATE
 from oncofed.server.checkpoint import write_text
 from oncofed.server.report.look import COLOURS, STYLE, svg
 from rich import box
