@@ -8,6 +8,7 @@ import pytest
 from oncofed.client.data.check import check_site
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import compare
+from oncofed.deploy.simulate import simulate
 from oncofed.deploy.split import split_pooled
 
 pytestmark = pytest.mark.slow
@@ -34,3 +35,32 @@ def test_federation_of_real_hospitals(real_data: Path, tmp_path: Path) -> None:
     assert result["methods"]["federated"]["c_index"]["value"] > 0.60
     assert result["methods"]["ridge"]["c_index"]["value"] > 0.60
     assert sum(sum(row) for row in result["cohort"]["patients"]) == 3916
+
+
+def test_two_modalities_of_real_hospitals(real_data: Path, tmp_path: Path) -> None:
+    """All nine cancers, of which four have images: counts of cells in the millions, and hospitals without any image."""
+    split_pooled(real_data / "tcga", tmp_path / "sites", min_patients=40)
+    study = Study().changed(
+        model__name="path_gptomic",
+        model__width=32,
+        model__latent=16,
+        model__experts=2,
+        model__attention_experts=0,
+        training__rounds=3,
+        training__evaluate_every=0,
+        splits__only=[0],
+        runtime__out=str(tmp_path / "out"),
+    )
+    run = simulate(study, tmp_path / "sites")
+    fold = run.results["folds"][0]
+    assert run.results["left_out"] == []
+    assert run.results["beside"]["image_width"] == 607
+    images = fold["blocks"].index("pathology")
+    with_images = {site for site, evidence in fold["site_evidence"].items() if evidence[images] > 0}
+    assert 15 < len(with_images) < 29
+    patients = fold["curve"][-1]["branches"]
+    assert patients["rna"]["patients"] > 1.5 * patients["pathology"]["patients"]
+    assert {"LUAD", "GBMLGG"} <= set(run.predictions["cancer_type"])
+    glioma = run.predictions[run.predictions["cancer_type"] == "GBMLGG"]
+    assert (glioma["risk_pathology"] == 0).all()
+    assert glioma["risk_rna"].std() > 0
