@@ -48,8 +48,7 @@ def explain(session: Session) -> Answer:
         rng = np.random.default_rng(seed_from(session.study.seed, "explain", session.fold, session.site.name))
         known = np.flatnonzero(cohort.has(RNA))
         some = cohort.select(np.sort(rng.permutation(known)[: session.study.analysis.patients]))
-        batch = session.batch(some)
-        genes = attribution_sums(model, batch, cancers, session.study.analysis.steps)
+        genes = attribution_sums(model, session.batch(some), cancers, session.study.analysis.steps)
         total |= genes
         by_cancer = np.bincount(some.cancer, minlength=cancers)
         cells |= {name: by_cancer for name in genes if not name.startswith("gate/")}
@@ -111,6 +110,8 @@ def attribution_sums(model: Predictor, batch: Batch, cancers: int, steps: int) -
 
 def _attribute(function: Callable[..., Tensor], batch: Batch, steps: int) -> np.ndarray:
     """Attributions `[N, G]`, float64, on the path from 0, the mean patient of the federation."""
+    if not len(batch):
+        return np.zeros(batch.x_BG.shape)
     method = IntegratedGradients(function)
     parts = []
     for rows in torch.arange(len(batch), device=batch.x_BG.device).split(CHUNK):

@@ -57,9 +57,9 @@ def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:
     if PATHOLOGY in study.modalities:
         images = images_of(site, patients)
         if images is not None:
-            told |= {"images": images.text, "image_kind": images.kind, "image_width": images.width}
+            told["images"] = images.text
     if ALTERATIONS in study.modalities:
-        told["alterations"] = "\n".join(alteration_names(site))
+        told["alterations"] = "\n".join(alteration_names(site, patients))
     if not any(told.get(key) for key in ("genes", "images", "alterations")):
         raise Refusal(
             f"site {site.name}: it holds nothing of what the study looks at ({', '.join(study.modalities)}); it takes no part"

@@ -108,7 +108,7 @@ def _expression(site: SiteFolder, model: SavedModel, patients: pd.Index) -> tupl
                 f"site {site.name}: its scGPT checkpoint is {own}, the model reads embeddings of {model.beside.embedding}; let scgpt "
                 "in site.toml name the folder that the study used, or move the expression table out to predict from the rest"
             )
-        x = embedded(site, model.panel, x) if names else np.zeros((0, width), dtype=np.float32)
+        x = embedded(site, model.panel, x, own) if names else np.zeros((0, width), dtype=np.float32)
     elif missing:
         notes.append(
             f"{missing} of the model's {len(model.panel)} genes are missing: filled with the federation's mean"
@@ -127,7 +127,9 @@ def _beside(site: SiteFolder, model: SavedModel, patients: pd.Index) -> BesideTa
             f"site {site.name}: its images are {images.text}, the model reads {b.images}; encode the slides as the study did, "
             "or move the images out of the site's folder to predict from the rest"
         )
-    return read_beside(site, patients, b.image_width if b.image_kind == "vector" else 0, b.alterations)
+    width = b.image_width if b.image_kind == "vector" else 0
+    with_images = PATHOLOGY in seen
+    return read_beside(site, patients, patients, sees_images=with_images, image_width=width, alterations=b.alterations)
 
 
 def listed(words: Iterable[str], last: str) -> str:

@@ -82,11 +82,12 @@ class LateSurvival(Survival):
     def loss_of(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
         """Mean over modalities of the loss of those patients who have it, each patient counted once in all."""
         total = output.risk.new_zeros(())
+        covariates_B = output.risk - torch.stack(list(output.branches.values())).sum(0)
         weight = 1.0 / torch.stack(list(output.present.values())).sum(0).clamp(min=1.0)
         for modality, risk_B in output.branches.items():
             rows = torch.nonzero(output.present[modality]).squeeze(1)
             if len(rows):
-                alone = replace(output, score=risk_B[rows])
+                alone = replace(output, score=(risk_B + covariates_B)[rows])
                 part = replace(batch, bags=None).select(rows)
                 if self.loss == "cox":
                     total = total + super().loss_of(model, alone, part) / len(output.branches)

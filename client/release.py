@@ -25,7 +25,8 @@ from oncofed.common.study import Study
 class Answer:
     """What a handler wants to let out: a sum over `patients` patients.
 
-    `cells` names arrays whose first axis are groups of patients, with the patients in each; `numbers` is how many sums of
+    `cells` names arrays whose first axis are groups of patients, with the patients in each `[groups]`, or in each of those
+    for whom a number is known `[groups, numbers]`; `numbers` is how many sums of
     one quantity a cell holds: as many patients could be solved for, so a cell needs more.
     """
 
@@ -99,7 +100,9 @@ class Door:
         for name, count in answer.cells.items():
             few = (count > 0) & (count < least)
             if few.any():
-                total[name] = np.where(few.reshape(-1, *([1] * (total[name].ndim - 1))), 0.0, total[name])
+                # counts by group or, as some numbers are known of few patients of a group, by group and number
+                axes = range(count.ndim, total[name].ndim) if count.ndim == 1 else range(1, total[name].ndim - 1)
+                total[name] = np.where(np.expand_dims(few, tuple(axes)), 0.0, total[name])
         return total
 
     def refuse(self, kind: str, reason: str) -> RecordDict:

@@ -15,7 +15,7 @@ from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import sum_prefix
 
 Cells = dict[str, np.ndarray]
-"""Patients in each group behind the arrays of a sum: small groups are withheld at the door."""
+"""Patients in each group, by number of the table, behind the arrays of a sum: small cells are withheld at the door."""
 
 
 def moment_sums(cohort: Cohort, names: Iterable[str], count: int) -> tuple[Sum, Cells]:
@@ -24,9 +24,9 @@ def moment_sums(cohort: Cohort, names: Iterable[str], count: int) -> tuple[Sum, 
     total: Sum = {}
     cells: Cells = {}
     for name in names:
-        mine = under(sum_prefix(name), moments(cohort.table(name), group, count))
-        total |= mine
-        cells |= dict.fromkeys(mine, np.bincount(group[cohort.has(name)], minlength=count))
+        mine = moments(cohort.table(name), group, count)
+        total |= under(sum_prefix(name), mine)
+        cells |= under(sum_prefix(name), dict.fromkeys(mine, mine["n"]))
     return total, cells
 
 
@@ -36,9 +36,9 @@ def power_sums(cohort: Cohort, names: Iterable[str], count: int, scales: Mapping
     total: Sum = {}
     cells: Cells = {}
     for name in names:
-        mine = under(sum_prefix(name), power_moments(cohort.table(name), group, scales[name]))
-        total |= mine
-        cells |= dict.fromkeys(mine, np.bincount(group[cohort.has(name)], minlength=count))
+        mine = power_moments(cohort.table(name), group, scales[name])
+        total |= under(sum_prefix(name), mine)
+        cells |= under(sum_prefix(name), dict.fromkeys(mine, mine["n"]))
     return total, cells
 
 

@@ -59,7 +59,7 @@ def scored_model(session: Session) -> Predictor:
 def _routing(group: str, share_NE: np.ndarray, cancer: np.ndarray, cancers: int) -> Sum:
     """Gate mass and, of each patient's first expert, counts, both `[C, E]`."""
     member = np.eye(cancers)[cancer].T
-    first = np.eye(share_NE.shape[1])[share_NE.argmax(1)]
+    first = np.eye(share_NE.shape[1])[share_NE.argmax(1)] * (share_NE.sum(1) > 0)[:, None]  # some have no expression
     return {f"routing/{group}": member @ share_NE, f"first/{group}": member @ first}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import re
@@ -19,6 +21,7 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet, holdings
+from oncofed.client.policy import Policy
 from oncofed.client.release import Answer
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of, moment_sums, power_sums
@@ -136,10 +139,7 @@ class Session:
                     f"site {self.site.name}: the panel in the message has hash {panel.hash}, the message says {wanted}"
                 )
             if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                temporary = file.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text("\n".join(panel.genes) + "\n")
-                os.replace(temporary, file)
+                write_whole(file, "\n".join(panel.genes) + "\n")
             return panel
         if not file.exists():
             raise Refusal(
@@ -156,7 +156,27 @@ class Session:
     def cohort(self) -> Cohort:
         key = cohort_key(self.site, self.study, self.panel, self.cancers, self.beside)
         cohort = self.resident.cohort(self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel))
-        return in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
+        cohort = in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
+        self._keep_folds(cohort)
+        return cohort
+
+    def _keep_folds(self, cohort: Cohort) -> None:
+        """Refuse to go on where patients have come or gone since the fold began: others would move from test to training.
+
+        The statistics begin a fold, and begin it anew unless the study resumes.
+        """
+        s = self.study
+        deal = _digest([s.seed, s.splits.model_dump(mode="json"), s.model.name, s.task.kind, self.cancers])
+        file = self.work / "folds" / f"{s.name}-{deal[:16]}-{self.fold}.txt"
+        who = _digest([cohort.patient.tolist(), cohort.fold.tolist()])
+        begins = "genes" in self.ask and not self.ask.get("final")
+        if file.exists() and file.read_text() != who and not (begins and not self.study.runtime.resume):
+            raise Refusal(
+                f"site {self.site.name}: its patients are others than when fold {self.fold} began, so held-out ones would be trained "
+                "on; restore the site's files, or begin the study anew"
+            )
+        if begins:
+            write_whole(file, who)
 
     @cached_property
     def split(self) -> np.ndarray:
@@ -241,6 +261,18 @@ class Session:
         config: wire.Config = {"missing_genes": self.missing_genes(cohort)}
         return Answer(config, total, len(cohort), cells, 3)
 
+    def _of_enough(self, batch: Batch) -> Batch:
+        """The batch without modalities that fewer patients have than the policy wants: their encoders would tell of these few."""
+        if self.study.model.name == "gene_moe":
+            return batch
+        least = Policy.read(self.site.path).min_patients
+        few = [m for m in self.study.modalities if 0 < int(batch.has[m].sum()) < least]
+        if few and self.round <= 1:
+            log.warning(
+                "%s: fewer than %d patients have %s; it is left out here", self.site.name, least, " and ".join(few)
+            )
+        return dataclasses.replace(batch, has=batch.has | {m: torch.zeros_like(batch.has[m]) for m in few})
+
     def train(self) -> Answer:
         """The local steps of a round: training sum, mean loss, and the seconds that they took."""
         cohort, t = self.training_cohort(), self.study.steps(self.phase)
@@ -248,7 +280,7 @@ class Session:
             cohort = cohort.select(cohort.has(RNA))
             if not len(cohort):
                 raise Refusal(f"site {self.site.name}: no patient with expression, so it takes no part in pre-training")
-        model, batch = self.model, self.batch(cohort)
+        model, batch = self.model, self._of_enough(self.batch(cohort))
         if self.round <= 1:
             log.info("%s: trains %d patients on %s", self.site.name, len(cohort), self.device_name)
         seed = seed_from(self.study.seed, self.phase, self.fold, self.round, self.site.name)
@@ -273,6 +305,18 @@ class Session:
             "device": self.device_name,
         }
         return Answer(config, total, seen)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
 
 
 def with_modalities(cohort: Cohort, study: Study) -> Cohort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
@@ -48,6 +49,14 @@ def agree_text(by_site: Mapping[str, str], trouble: str) -> str:
             trouble.format("; ".join(f"{text}: {', '.join(sorted(s))}" for text, s in sorted(sites.items())))
         )
     return next(iter(sites), "")
+
+
+def parse_images(text: str) -> tuple[str, int]:
+    """Kind and width of `Images.text`; raises on another text."""
+    match = re.fullmatch(r"(vector|bag) of .{1,80}, width ([1-9][0-9]{0,5})(, features [0-9a-f]{8})?", text)
+    if match is None:
+        raise ValueError(f"{text[:60]!r} describes no images; wanted such as 'bag of uni2-h, width 1536'")
+    return match[1], int(match[2])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
-from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text
+from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text, parse_images
 from oncofed.common.panel import NO_GENES, GenePanel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
@@ -111,14 +111,17 @@ def agree_beside(hellos: Mapping[str, wire.Config], min_site_share: float) -> Be
     """What the sites that have images, alterations or embeddings have in common."""
     alterations = [Beside.of(h).alterations for h in hellos.values() if h.get("alterations")]
     images = agree_text({site: str(h.get("images", "")) for site, h in hellos.items()}, IMAGE_TROUBLE)
-    embedding = agree_text({site: str(h.get("embedding", "")) for site, h in hellos.items()}, EMBEDDING_TROUBLE)
-    with_images = next((Beside.of(h) for h in hellos.values() if images and h.get("images")), Beside())
-    with_rna = next((Beside.of(h) for h in hellos.values() if embedding and h.get("embedding")), Beside())
+    embedding = agree_text(
+        {s: f"{h['embedding']} of width {h.get('embedding_width')}" for s, h in hellos.items() if h.get("embedding")},
+        EMBEDDING_TROUBLE,
+    )
+    kind, width = parse_images(images) if images else ("", 0)
+    model, _, length = embedding.partition(" of width ")
     return Beside(
-        image_kind=with_images.image_kind,
-        image_width=with_images.image_width,
+        image_kind=kind,
+        image_width=width,
         images=images,
         alterations=GenePanel.shared(alterations, min_site_share).genes if alterations else (),
-        embedding=embedding,
-        embedding_width=with_rna.embedding_width,
+        embedding=model,
+        embedding_width=int(length or 0),
     )

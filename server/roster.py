@@ -18,8 +18,8 @@ log = logging.getLogger("oncofed.server")
 POLL_S = 0.2
 RETRY_S = 600.0
 """A node that was refused is asked again after this long."""
-MOST_WIDE = 1_000_000
-"""Numbers of a patient's or a tile's vector, far beyond any encoder's: a model of that width would be built for it."""
+MOST_WIDE = 100_000
+"""Numbers of an embedding, far beyond any model's: one of that width would be built for it."""
 NEWCOMER_S = 60.0
 """How long the sites at work wait for the greeting of one that comes late."""
 
@@ -204,10 +204,9 @@ def _check_hello(config: wire.Config) -> None:
             raise Refusal(f"the greeting's {key} must be a list of names")
     if not isinstance(config.get("unit_family"), str):
         raise Refusal("the greeting lacks its unit family")
-    for name in ("images", "image_kind", "alterations", "embedding"):
+    for name in ("images", "alterations", "embedding"):
         if not isinstance(config.get(name, ""), str):
             raise Refusal(f"the greeting's {name} must be text")
-    for name in ("image_width", "embedding_width"):
-        width = config.get(name, 0)
-        if not isinstance(width, int) or not 0 <= width <= MOST_WIDE:
-            raise Refusal(f"the greeting's {name} is {width!r}, wanted a whole number up to {MOST_WIDE}")
+    width = config.get("embedding_width", 0)
+    if not isinstance(width, int) or not 0 <= width <= MOST_WIDE:
+        raise Refusal(f"the greeting's embedding_width is {width!r}, wanted a whole number up to {MOST_WIDE}")

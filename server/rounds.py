@@ -138,7 +138,8 @@ class Rounds:
         later = {"runtime", "analysis"} | ({"training", "name"} if self.phase == PRETRAIN else set())
         study = self.inquiry.study.model_dump(mode="json", exclude=later)
         panel, fold = self.inquiry.panel.hash, self.inquiry.fold
-        return {"study": study, "panel_hash": panel, "cancers": list(self.inquiry.cancers), "fold": fold}
+        beside, cancers = self.inquiry.beside.config(), list(self.inquiry.cancers)
+        return {"study": study, "panel_hash": panel, "cancers": cancers, "fold": fold, "beside": beside}
 
     def save(self) -> None:
         """Write everything that the next round depends on."""
@@ -152,9 +153,10 @@ class Rounds:
         if not (self.inquiry.study.runtime.resume and self._file.exists()):
             return
         state, about = load_arrays(self._file)
-        if {k: about[k] for k in self._about()} != self._about():
+        if {k: about.get(k) for k in self._about()} != self._about():
             raise ValueError(
-                f"{self._file.name} was written by another study, panel or set of cancer types; choose another runtime.out"
+                f"{self._file.name} was written by another study, panel or set of cancer types, or for other images; choose "
+                "another runtime.out"
             )
         self.frame = Frame(part("frame/", state), TimeGrid(tuple(about["grid_months"])))
         self.strategy.restore(state)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from oncofed.client.data.read import read_alterations, read_pathology
+from oncofed.client.data.read import check_rows, read_alterations, read_pathology
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.data.slide_files import read_header
 from oncofed.client.data.slides import SlideIndex, column_order, find_slides, images_of, slide_vectors
@@ -31,20 +31,34 @@ class BesideTables:
         return self.images.index.union(self.alterations.index).union(self.slides.index)
 
 
-def read_beside(site: SiteFolder, patients: pd.Index, image_width: int, alterations: tuple[str, ...]) -> BesideTables:
+def read_beside(
+    site: SiteFolder,
+    everybody: pd.Index,
+    patients: pd.Index,
+    *,
+    sees_images: bool,
+    image_width: int,
+    alterations: tuple[str, ...],
+) -> BesideTables:
     """All that the site has of `patients`, laid out as the study has agreed: `image_width` columns, and `alterations` by name.
 
-    With a width of 0, and without alterations, the study sees none, but the tables still tell whose there are.
+    `everybody` is in the clinical table. Where the study sees no images they are not checked, and without alterations it
+    sees none of these; but the tables still tell whose there are.
     """
-    images, found = images_of(site, patients), pd.DataFrame(columns=range(image_width))
-    slides = pd.Series(dtype=str)
-    if images is not None and images.kind == "bag":
-        slides = pd.Series(_files_with_tiles(find_slides(site, patients)), dtype=str)
-    elif images is not None:
-        table = read_pathology(site)
-        found = slide_vectors(find_slides(site, patients)) if table is None else in_order(table)
-        found = found.iloc[:, :image_width]
+    images = images_of(site, everybody) if sees_images else None
+    found, slides = pd.DataFrame(columns=range(image_width)), pd.Series(dtype=str)
+    table = read_pathology(site)
+    if table is not None:
+        check_rows(site, table, everybody, "pathology")
+        found = in_order(table).iloc[:, :image_width]
+    elif images is not None and images.kind == "vector":
+        vectors = slide_vectors(find_slides(site, everybody))
+        found = vectors.iloc[:, :image_width]
+    elif files := _files_with_tiles(find_slides(site, patients)):
+        slides = pd.Series(files, dtype=str)
     changes = read_alterations(site)
+    if changes is not None:
+        check_rows(site, changes, everybody, "alterations")
     changes = pd.DataFrame(columns=list(alterations)) if changes is None else changes.reindex(columns=list(alterations))
     found, changes = (_of(site, t, patients, what) for t, what in ((found, "pathology"), (changes, "alterations")))
     # named features count cells and measure areas, up to millions; an encoder's numbers have a scale already
@@ -63,10 +77,13 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table[column_order(table.columns)[0]]
 
 
-def alteration_names(site: SiteFolder) -> list[str]:
-    """The alterations that a site knows."""
+def alteration_names(site: SiteFolder, patients: pd.Index) -> list[str]:
+    """The alterations that a site knows of its `patients`."""
     table = read_alterations(site)
-    return [] if table is None else [str(c) for c in table.columns]
+    if table is None:
+        return []
+    check_rows(site, table, patients, "alterations")
+    return [str(c) for c in table.columns]
 
 
 def _of(site: SiteFolder, table: pd.DataFrame, patients: pd.Index, what: str) -> pd.DataFrame:

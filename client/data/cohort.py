@@ -101,6 +101,7 @@ class CohortKey:
     folds: int
     seed: int
     multimodal: bool
+    sees_images: bool
     image_width: int
     alterations: tuple[str, ...]
     embedding: str
@@ -127,6 +128,7 @@ def cohort_key(
         study.splits.folds,
         study.seed,
         multimodal,
+        PATHOLOGY in study.modalities,
         beside.image_width if beside.image_kind == "vector" else 0,
         beside.alterations,
         beside.embedding,
@@ -161,7 +163,16 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     x = np.zeros((0, len(panel)), dtype=np.float32)
     if not key.multimodal or site.find(EXPRESSION) is not None:
         patients, x = expression_of(site, clinical.index, wanted, panel)
-    beside = read_beside(site, wanted, key.image_width, key.alterations) if key.multimodal else NOTHING_BESIDE
+    beside = NOTHING_BESIDE
+    if key.multimodal:
+        beside = read_beside(
+            site,
+            clinical.index,
+            wanted,
+            sees_images=key.sees_images,
+            image_width=key.image_width,
+            alterations=key.alterations,
+        )
     names = sorted({*patients, *beside.patients})
     if not names:
         raise Refusal(
@@ -170,7 +181,11 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
             "run `oncofed site check`"
         )
     if key.embedding:
-        x = embedded(site, panel, x) if patients else np.zeros((0, key.embedding_width), dtype=np.float32)
+        x = (
+            embedded(site, panel, x, key.embedding)
+            if patients
+            else np.zeros((0, key.embedding_width), dtype=np.float32)
+        )
     x = pd.DataFrame(x, index=patients).reindex(names).to_numpy(dtype=np.float32)
     rows = clinical.loc[names]
     cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
@@ -191,8 +206,8 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     )
 
 
-def embedded(site: SiteFolder, panel: GenePanel, x_NG: np.ndarray) -> np.ndarray:
-    """Expression as the vectors of the site's frozen model `[N, E]`."""
+def embedded(site: SiteFolder, panel: GenePanel, x_NG: np.ndarray, agreed: str) -> np.ndarray:
+    """Expression as the vectors of the site's frozen model `[N, E]`; raises where it is not the one that was agreed on."""
     from oncofed.client.embeddings import Embedder  # needs torch, which reading tables does without
 
     if FAMILY[site.description.expression_unit] != FAMILY["counts"]:
@@ -200,7 +215,13 @@ def embedded(site: SiteFolder, panel: GenePanel, x_NG: np.ndarray) -> np.ndarray
             f"site {site.name}: expression_unit = {site.description.expression_unit!r} has negative values, which scGPT cannot "
             "read; deliver counts, tpm or log2 expression, or set fusion.rna_encoder = 'gene_moe'"
         )
-    return Embedder.open(scgpt_folder(site), panel.genes).embed(x_NG)
+    model = Embedder.open(scgpt_folder(site), panel.genes)
+    if model.fingerprint != agreed:
+        raise Refusal(
+            f"site {site.name}: its scGPT checkpoint is now {model.fingerprint}, the study agreed on {agreed}; restore it, or "
+            "begin the study anew"
+        )
+    return model.embed(x_NG)
 
 
 def scgpt_folder(site: SiteFolder) -> Path:
@@ -280,11 +301,12 @@ def fingerprint(site: SiteFolder, multimodal: bool = False) -> str:
     """Changes when a file of the site does that a study of expression, or of several modalities, reads."""
     found = [site.find(CLINICAL), site.find(EXPRESSION), site.path / "site.toml"]
     if multimodal:
-        folder = site.path / site.description.slides
         found += [site.find(PATHOLOGY_FILES), site.find(ALTERATION_FILES), site.path / SLIDES_TABLE]
-        found += sorted(p for p in folder.rglob("*") if p.is_file())
+        # whole paths: a cohort holds those of its slides, and a folder may name their encoder
+        for name in filter(None, (site.description.slides, site.description.scgpt)):
+            found += sorted(p for p in (site.path / name).rglob("*") if p.is_file())
     paths = [p for p in found if p is not None and p.exists()]
-    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    stats = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(json.dumps([FORMAT, stats]).encode()).hexdigest()[:16]
 
 

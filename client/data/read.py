@@ -100,6 +100,16 @@ def read_alterations(site: SiteFolder) -> pd.DataFrame | None:
     return _read_rows(site.find(ALTERATIONS))
 
 
+def check_rows(site: SiteFolder, table: pd.DataFrame, patients: pd.Index, what: str) -> None:
+    """Raise unless patients stand in rows: from a table that lies the other way their names would leave as features."""
+    rows, columns = int(table.index.isin(patients).sum()), int(table.columns.isin(patients).sum())
+    if columns or (len(table) and not rows):
+        raise Refusal(
+            f"site {site.name}: the {what} table has {rows} patients of the clinical table in rows and {columns} in columns; "
+            "deliver patients in rows, by the names of the clinical table"
+        )
+
+
 def _read_rows(path: Path | None) -> pd.DataFrame | None:
     return None if path is None else indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
 
@@ -110,7 +120,7 @@ def indexed_by_patient(table: pd.DataFrame) -> pd.DataFrame:
         table = table.set_index("patient")
     elif isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
-    return table.set_axis(table.index.astype(str))
+    return table.set_axis(table.index.astype(str)).set_axis(table.columns.astype(str), axis=1)
 
 
 def _read_h5ad(path: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from oncofed.client.data.read import read_pathology, read_table
+from oncofed.client.data.read import check_rows, read_pathology, read_table
 from oncofed.client.data.site import PATHOLOGY, SLIDES, SLIDES_TABLE, SiteFolder
 from oncofed.client.data.slide_files import ENDINGS, SlideHeader, encoder_name, read_header, read_slide
 from oncofed.common.errors import Refusal
@@ -115,7 +115,7 @@ def images_of(site: SiteFolder, patients: pd.Index) -> Images | None:
     """What stands for this site's images, None without; raises where it is unclear, mixed, or of no known patient."""
     source = pathology_source(site)
     if source == "table":
-        return _images_of_table(site)
+        return _images_of_table(site, patients)
     if source == "":
         return None
     paths = find_slides(site, patients).paths
@@ -220,9 +220,10 @@ def column_order(columns: Iterable[object]) -> tuple[list[str], bool]:
     return sorted(names), False
 
 
-def _images_of_table(site: SiteFolder) -> Images:
+def _images_of_table(site: SiteFolder, patients: pd.Index) -> Images:
     table = read_pathology(site)
     assert table is not None  # its source is the table
+    check_rows(site, table, patients, "pathology")
     names, nameless = column_order(table.columns)
     text = len(names) - table.select_dtypes("number").shape[1]
     if text or not names:

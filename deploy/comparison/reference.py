@@ -147,6 +147,8 @@ def _train(
     validation = Batch.of(aside, lens, device) if patience and len(aside) else None
     pretrained: Sum = {}
     for phase in study.phases:
+        if phase == PRETRAIN and study.model.name != "gene_moe" and not train.has(RNA).any():
+            continue
         model = build_model(study, sizes, phase=phase, fold=fold).to(device)
         strategy = EvidenceStrategy.of(study.aggregation, model)
         if "head.log_baseline" in strategy.weights:

@@ -59,6 +59,11 @@ def check_variant(study: Study, method: str, asked: str = "--compare") -> None:
         raise ValueError(
             f"{asked} {method}: needs rna and pathology in the study, fusion.modalities = {list(f.modalities)}; add {absent[0]}"
         )
+    if method == LATE and (study.panel.covariates or len(study.modalities) > 2):
+        raise ValueError(
+            f"{asked} {method}: adds a model of expression and one of images, so covariates would count twice and alterations not "
+            "at all; leave panel.covariates and alterations out, or late fusion"
+        )
     if method == CONCAT and f.kind == "concat":
         raise ValueError(f"{asked} {method}: fusion.kind is 'concat' already; leave it out")
     if method == UNMODULATED and (f.modulation == "none" or f.kind != "additive" or len(study.modalities) < 2):

@@ -274,3 +274,82 @@ def test_a_study_of_several_modalities_takes_every_other_choice(
     losses = [p["train_loss"] for p in results["folds"][0]["curve"]]
     assert np.isfinite(losses).all()
     assert SavedModel.read(Path(study.runtime.out) / "model-fold-0.safetensors").beside.image_width == 16
+
+
+# -- what a review found ---------------------------------------------------------------------------------------------------
+
+
+def test_a_modality_of_too_few_patients_is_not_trained(
+    sites: Path, multimodal: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one patient who has images, the change of the image encoder would be hers."""
+    table = pd.read_parquet(sites / "bergen" / "pathology.parquet")
+    table.iloc[:3].to_parquet(sites / "bergen" / "pathology.parquet")
+    sent: list[Sum] = []
+    release = Door.release
+
+    def listen(door: Door, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
+        if door.site == "Bergen" and answer.total is not None and kind in (wire.TRAIN, wire.STATISTICS):
+            sent.append(door._withhold(answer) or {})
+        return release(door, kind, stamp, answer)
+
+    monkeypatch.setattr(Door, "release", listen)
+    assert not simulate(multimodal(), sites).results["left_out"]
+    assert not any(total[n].any() for total in sent for n in total if n.startswith((*PATHOLOGY_PARTS, "pathology/")))
+    assert not any(total["branches"][1].any() for total in sent if "branches" in total)
+    assert any(total["branches"][0].any() for total in sent if "branches" in total)
+
+
+def test_a_table_with_patients_in_columns_is_refused_before_their_names_leave(sites: Path, multimodal: Make) -> None:
+    patients = pd.read_csv(sites / "aachen" / "clinical.csv")["patient"]
+    table = pd.DataFrame(1, index=pd.Index(["TP53", "KRAS"], name="gene"), columns=patients)
+    table.to_csv(sites / "aachen" / "alterations.csv")
+    good = pd.DataFrame(1, index=pd.read_csv(sites / "coimbra" / "clinical.csv")["patient"], columns=["TP53", "KRAS"])
+    good.to_csv(sites / "coimbra" / "alterations.csv")
+    results = simulate(multimodal(fusion__modalities=("rna", "alterations", "pathology")), sites).results
+    assert {x["site"] for x in results["left_out"]} == {"Aachen"}
+    assert (
+        f"0 patients of the clinical table in rows and {len(patients)} in columns" in results["left_out"][0]["reason"]
+    )
+    assert results["beside"]["alterations"] == "KRAS\nTP53"
+
+
+def test_patients_who_come_or_go_within_a_fold_are_refused(sites: Path, multimodal: Make) -> None:
+    study = multimodal(training__rounds=3)
+    files = pd.read_parquet(sites / "aachen" / "pathology.parquet")
+    expression = pd.read_parquet(sites / "aachen" / "expression.parquet")
+    from oncofed.client import session
+
+    seen: list[int] = []
+    train = session.Session.train
+
+    def leave(self: session.Session) -> Answer:
+        seen.append(self.round)
+        if self.site.name == "Aachen" and self.round == 2:
+            gone = expression.index[:2]
+            expression.drop(index=gone).to_parquet(sites / "aachen" / "expression.parquet")
+            files.drop(index=gone, errors="ignore").to_parquet(sites / "aachen" / "pathology.parquet")
+        return train(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "train", leave)
+        left_out = simulate(study, sites).results["left_out"]
+    assert {(x["site"], x["round"]) for x in left_out if x["kind"] == wire.TRAIN} == {("Aachen", 2), ("Aachen", 3)}
+    assert all("held-out ones would be trained on" in str(x["reason"]) for x in left_out)
+
+
+def test_a_checkpoint_that_changes_is_noticed(sites: Path, multimodal: Make, checkpoint: Path) -> None:
+    study = multimodal(fusion__rna_encoder="scgpt", analysis__experts=False)
+    before = simulate(study, sites).results["beside"]["embedding"]
+    write_toy_checkpoint(checkpoint, [f"GENE{i:04d}" for i in range(60)], seed=5)
+    assert simulate(study, sites).results["beside"]["embedding"] != before
+
+
+def test_columns_that_are_numbers_are_read(sites: Path, multimodal: Make) -> None:
+    for name in ("aachen", "bergen", "dublin"):
+        table = pd.read_parquet(sites / name / "pathology.parquet")
+        table.set_axis(range(table.shape[1]), axis=1).to_parquet(sites / name / "pathology.parquet")
+        described(sites / name, slide_encoder="titan")
+    results = simulate(multimodal(), sites).results
+    assert not results["left_out"]
+    assert results["beside"]["images"] == "vector of titan, width 16"
