@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from oncofed.client import score
+from oncofed.client import answers, score
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door
@@ -89,14 +89,14 @@ def hello(session: Session) -> Answer:
 @handler(wire.STATISTICS)
 def statistics(session: Session) -> Answer:
     """Sums over training patients: moments of genes and covariates; per cancer type events and exposure by month."""
-    return session.statistics()
+    return answers.statistics(session)
 
 
 @app.train()
 @handler(wire.TRAIN)
 def train(session: Session) -> Answer:
     """A round's local steps: evidence and evidence-weighted change of each block."""
-    return session.train()
+    return answers.train(session)
 
 
 @app.evaluate()

@@ -1,4 +1,4 @@
-"""One message at one site: the request, the site's data, and what the handlers do with them."""
+"""One message at one site: the request, the site's data as the study sees them, and the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,23 +20,19 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet, holdings
-from oncofed.client.policy import Policy
-from oncofed.client.release import Answer
 from oncofed.client.resident import Resident
-from oncofed.client.scale import lens_of, moment_sums, power_sums
-from oncofed.client.train import train_locally
+from oncofed.client.scale import lens_of
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
-from oncofed.common.modalities import RNA, Beside
+from oncofed.common.modalities import Beside
 from oncofed.common.models.build import Model, Sizes
-from oncofed.common.modulation import BRANCHES
 from oncofed.common.panel import GenePanel
-from oncofed.common.scaling import NUMBERS, Scaling, moments
-from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation, seed_from
-from oncofed.common.study import PRETRAIN, TRAIN, Study
-from oncofed.common.survival import TimeGrid, event_table
+from oncofed.common.scaling import Scaling
+from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation
+from oncofed.common.study import TRAIN, Study
+from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
 
 log = logging.getLogger("oncofed.client")
@@ -193,20 +188,6 @@ class Session:
         """The held-out patients, or those kept aside to choose the round."""
         return self.cohort.select(self.split == ("validation" if self.ask.get("validation") else "test"))
 
-    def missing_genes(self, cohort: Cohort) -> int:
-        """Genes of the panel without any value here; they are filled with the federation's mean."""
-        if self.study.embeds or not cohort.has(RNA).any():
-            return 0
-        missing = int(np.isnan(cohort.x_NG).all(axis=0).sum())
-        if missing:
-            log.warning(
-                "%s: %d of %d genes of the panel are missing and filled with the federation's mean",
-                self.site.name,
-                missing,
-                len(self.panel),
-            )
-        return missing
-
     # -- model ---------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -226,10 +207,11 @@ class Session:
     @cached_property
     def scales(self) -> dict[str, Scaling]:
         """The scale of each modality's table in the message."""
-        return {m: Scaling.of(self.arrays, scale_prefix(m)) for m in self._tables}
+        return {m: Scaling.of(self.arrays, scale_prefix(m)) for m in self.tables}
 
     @property
-    def _tables(self) -> tuple[str, ...]:
+    def tables(self) -> tuple[str, ...]:
+        """The modalities whose numbers the study brings to one scale."""
         return tuple(table_widths(self.study, self.beside, len(self.panel)))
 
     @cached_property
@@ -244,67 +226,6 @@ class Session:
     @cached_property
     def weights(self) -> Sum:
         return part("weights/", self.arrays)
-
-    # -- what the handlers do ------------------------------------------------------------------------------------------
-
-    def statistics(self) -> Answer:
-        """Sums over training patients: first moments of each table and event tables, then moments of powers."""
-        cohort = self.training_cohort()
-        names, count = self._tables, len(self.cancers) if self.study.scale_by_cancer else 1
-        if self.ask.get("powers"):
-            total, cells = power_sums(cohort, names, count, self.scales)
-            return Answer({}, total, len(cohort), cells, NUMBERS)
-        total, cells = moment_sums(cohort, names, count)
-        covariates = moments(cohort.v_NV, np.zeros(len(cohort), dtype=np.int64), 1)
-        events, exposure = event_table(cohort.time, cohort.event, cohort.cancer, len(self.cancers))
-        total |= {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
-        config: wire.Config = {"missing_genes": self.missing_genes(cohort)}
-        return Answer(config, total, len(cohort), cells, 3)
-
-    def _of_enough(self, batch: Batch) -> Batch:
-        """The batch without modalities that fewer patients have than the policy wants: their encoders would tell of these few."""
-        if self.study.model.name == "gene_moe":
-            return batch
-        least = Policy.read(self.site.path).min_patients
-        few = [m for m in self.study.modalities if 0 < int(batch.has[m].sum()) < least]
-        if few and self.round <= 1:
-            log.warning(
-                "%s: fewer than %d patients have %s; it is left out here", self.site.name, least, " and ".join(few)
-            )
-        return dataclasses.replace(batch, has=batch.has | {m: torch.zeros_like(batch.has[m]) for m in few})
-
-    def train(self) -> Answer:
-        """The local steps of a round: training sum, mean loss, and the seconds that they took."""
-        cohort, t = self.training_cohort(), self.study.steps(self.phase)
-        if self.phase == PRETRAIN and self.study.model.name != "gene_moe":
-            cohort = cohort.select(cohort.has(RNA))
-            if not len(cohort):
-                raise Refusal(f"site {self.site.name}: no patient with expression, so it takes no part in pre-training")
-        model, batch = self.model, self._of_enough(self.batch(cohort))
-        if self.round <= 1:
-            log.info("%s: trains %d patients on %s", self.site.name, len(cohort), self.device_name)
-        seed = seed_from(self.study.seed, self.phase, self.fold, self.round, self.site.name)
-        begin = time.perf_counter()
-        total, loss = train_locally(
-            model,
-            self.weights,
-            batch,
-            self.study,
-            phase=self.phase,
-            round_=self.round,
-            seed=seed,
-            load=part("load/", self.arrays),
-            branches=self.arrays.get(BRANCHES),
-        )
-        seconds = time.perf_counter() - begin
-        seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
-        config: wire.Config = {
-            "loss": loss,
-            "patients": len(cohort),
-            "seconds": seconds,
-            "device": self.device_name,
-        }
-        return Answer(config, total, seen)
 
 
 def _digest(value: object) -> str:

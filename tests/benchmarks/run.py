@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from oncofed.client import answers
 from oncofed.client.app import app as client_app
 from oncofed.client.batch import Batch
 from oncofed.client.objectives import objective_for
-from oncofed.client.session import Session
 from oncofed.common.blocks import EVIDENCE
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer
@@ -59,23 +59,23 @@ def overhead() -> None:
             grid = InProcessGrid(client_app, [{"partition-id": i} for i in range(sites)], {"sites": str(root)})
             marks: list[float] = []
             spent: list[float] = []
-            aggregate, train = EvidenceStrategy.aggregate, Session.train
+            aggregate, train = EvidenceStrategy.aggregate, answers.train
 
             def timed_round(self, *args, aggregate=aggregate, marks=marks):  # type: ignore[no-untyped-def]
                 result = aggregate(self, *args)
                 marks.append(time.perf_counter())
                 return result
 
-            def timed_train(self, train=train, spent=spent):  # type: ignore[no-untyped-def]
-                answer = train(self)
+            def timed_train(session, train=train, spent=spent):  # type: ignore[no-untyped-def]
+                answer = train(session)
                 spent.append(answer.config["seconds"])
                 return answer
 
-            EvidenceStrategy.aggregate, Session.train = timed_round, timed_train  # type: ignore[method-assign]
+            EvidenceStrategy.aggregate, answers.train = timed_round, timed_train  # type: ignore[method-assign]
             try:
                 results = run_study(study, grid)
             finally:
-                EvidenceStrategy.aggregate, Session.train = aggregate, train  # type: ignore[method-assign]
+                EvidenceStrategy.aggregate, answers.train = aggregate, train  # type: ignore[method-assign]
             # the first round prepares nothing any more, but warms up allocators: leave it out
             a_round = (marks[-1] - marks[0]) / (len(marks) - 1)
             local = sum(spent[sites:]) / (len(marks) - 1)

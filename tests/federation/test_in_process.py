@@ -228,7 +228,7 @@ def test_an_exception_at_a_site_does_not_tell_its_text(
     def leak(self: object) -> None:
         raise KeyError("TCGA-SECRET-01")
 
-    monkeypatch.setattr("oncofed.client.session.Session.train", leak)
+    monkeypatch.setattr("oncofed.client.answers.train", leak)
     with pytest.raises(NotEnoughSites) as caught:
         run(small_study(), consortium)
     assert "KeyError while answering 'train'; the site's own log has the details" in str(caught.value)
