@@ -6,7 +6,6 @@ They lie beside the hospital's own slides and leave it as little. T tiles.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from oncofed.client.bags import slide_paths
 from oncofed.client.data.slide_files import Slide, read_header, read_slide
 from oncofed.client.predict import Prediction
+from oncofed.common.files import write_text
 from scipy.stats import rankdata
 
 MOST = 20
@@ -88,7 +88,8 @@ def write_attention(prediction: Prediction, rows: np.ndarray, folder: Path, micr
                 continue
             edge, corner_T2 = _squares(read_slide(path), microns_per_pixel, drawn)
             if edge:
-                _write(folder / f"{path.stem}.geojson", _collection(corner_T2, edge, attention[here], percentile[here]))
+                collection = _collection(corner_T2, edge, attention[here], percentile[here])
+                write_text(folder / f"{path.stem}.geojson", json.dumps(collection, separators=(",", ":")))
                 drawn.slides += 1
         assert start == len(attention)
         drawn.patients += drawn.slides > before
@@ -154,10 +155,3 @@ def _collection(corner_T2: np.ndarray, edge: float, weight_T: np.ndarray, percen
 def _short(value: float) -> float:
     """Pixels without digits that say nothing."""
     return int(value) if value == int(value) else round(value, 2)
-
-
-def _write(file: Path, collection: dict[str, Any]) -> None:
-    """A JSON file, written whole or not at all."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(collection, separators=(",", ":")))
-    os.replace(temporary, file)

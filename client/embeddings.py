@@ -14,8 +14,7 @@ from oncofed.common.models.scgpt import SMOOTHING, ScGPT, ScGPTSettings, fingerp
 from oncofed.common.models.smoothing import Smoother, load_smoother
 from oncofed.common.models.tokens import Tokeniser
 from oncofed.common.panel import GenePanel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from oncofed.common.progress import progress_bar
 
 BATCH = 32
 """At the published size (8 heads, 1200 tokens) attention alone holds 46 MB a patient where it is not fused."""
@@ -88,7 +87,7 @@ class Embedder:
         """
         result = np.full((len(x_NG), self.width), np.nan, dtype=np.float32)
         rows = np.flatnonzero(self._tokeniser.measured(x_NG))
-        with _progress_bar(visible=len(rows) > BATCH) as bar:
+        with progress_bar(visible=len(rows) > BATCH) as bar:
             for batch in bar.track(
                 [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)], description="embedding RNA"
             ):
@@ -102,9 +101,3 @@ def identify(folder: Path) -> tuple[str, int]:
     smoothing = folder / SMOOTHING
     width = load_smoother(smoothing)[0].widths[-1] if smoothing.exists() else ScGPTSettings.read(folder).embsize
     return fingerprint(folder), width
-
-
-def _progress_bar(*, visible: bool) -> Progress:
-    """As the coordinator's (server/progress.py): on standard error, gone when done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible)

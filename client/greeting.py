@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
+from oncofed.common.files import write_text
 from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.study import Study
 
@@ -23,20 +23,16 @@ def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
     """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
     clinical = read_clinical(site, outcome=study.task.kind == "survival")
     cancers = sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist())
-    return {"cancers": cancers, **holdings(site, work, study)}
+    return {"cancers": cancers, **_holdings(site, work, study)}
 
 
-def holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:
+def _holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:
     """What the site holds for a study, remembered until one of its files changes: no table is read twice for it."""
     multimodal = study.model.name == "path_gptomic"
     files = fingerprint(site, multimodal)
     file = work / f"greeting-{files}-{'-'.join(study.modalities)}{'-scgpt' if study.embeds else ''}.json"
     if not file.exists():
-        told = json.dumps(_read(site, study, multimodal))
-        work.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(told)
-        os.replace(temporary, file)
+        write_text(file, json.dumps(_read(site, study, multimodal)))
     return dict(json.loads(file.read_text()))
 
 

@@ -28,7 +28,7 @@ class Modulation:
         self, study: Study, optimizer: torch.optim.Optimizer, last: np.ndarray | None, modalities: tuple[str, ...]
     ):
         self.study, self.optimizer, self.modalities = study, optimizer, modalities
-        self.last = last
+        self.last = np.zeros((len(modalities), len(COLUMNS))) if last is None else last
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.table = np.zeros((len(modalities), len(COLUMNS)))
         self._lead, self._pairs = np.zeros(len(modalities)), 0.0
@@ -74,8 +74,7 @@ class Modulation:
         if f.modulation == "none" or f.kind != "additive":
             return np.ones(len(self.modalities))
         if f.modulation == "federated":  # all sites go by what all sites saw in the round before
-            last = self.table * 0.0 if self.last is None else self.last
-            return rate_factors(last[:, LEAD], float(last[0, PAIRS]), f.modulation_floor)
+            return rate_factors(self.last[:, LEAD], float(self.last[0, PAIRS]), f.modulation_floor)
         self._lead = f.modulation_memory * self._lead + lead_M
         self._pairs = f.modulation_memory * self._pairs + pairs
         return rate_factors(self._lead, self._pairs, f.modulation_floor)

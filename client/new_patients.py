@@ -16,6 +16,7 @@ from oncofed.client.data.cohort import (
     encode_covariates,
     expression_of,
     scgpt_folder,
+    with_modalities,
 )
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
@@ -56,8 +57,7 @@ def new_patients(site: SiteFolder, model: SavedModel) -> tuple[Cohort, list[str]
         slides=beside.slides.reindex(names, fill_value="").to_numpy(dtype=str),
     )
     wanted = listed((WORDS[m] for m in model.study.modalities), "or")
-    if model.study.model.name == "path_gptomic":
-        cohort = cohort.select(np.any([cohort.has(m) for m in model.study.modalities], axis=0))
+    cohort = with_modalities(cohort, model.study)
     if not len(cohort):
         raise Refusal(f"site {site.name}: no patient of the clinical table has {wanted}; run `oncofed site check`")
     if len(cohort) < len(clinical):
@@ -127,9 +127,15 @@ def _beside(site: SiteFolder, model: SavedModel, patients: pd.Index) -> BesideTa
             f"site {site.name}: its images are {images.text}, the model reads {b.images}; encode the slides as the study did, "
             "or move the images out of the site's folder to predict from the rest"
         )
-    width = b.image_width if b.image_kind == "vector" else 0
-    with_images = PATHOLOGY in seen
-    return read_beside(site, patients, patients, sees_images=with_images, image_width=width, alterations=b.alterations)
+    return read_beside(
+        site,
+        patients,
+        patients,
+        sees_images=PATHOLOGY in seen,
+        images=b.images,
+        image_width=b.image_width if b.image_kind == "vector" else 0,
+        alterations=b.alterations,
+    )
 
 
 def listed(words: Iterable[str], last: str) -> str:

@@ -38,9 +38,9 @@ class Scorer:
     device: torch.device
 
     @classmethod
-    def of(cls, model: SavedModel) -> Scorer:
-        """The network with its weights, on the device that is there."""
-        device = choose_device("auto")
+    def of(cls, model: SavedModel, device_name: str = "auto") -> Scorer:
+        """The network with its weights, on the device that is there or is named."""
+        device = choose_device(device_name)
         lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
         sizes = Sizes(len(model.panel), model.cancers, len(model.grid), len(model.covariates[0]), model.beside)
         network = build_empty(model.study, sizes, device)

@@ -21,24 +21,22 @@ Cells = dict[str, np.ndarray]
 def moment_sums(cohort: Cohort, names: Iterable[str], count: int) -> tuple[Sum, Cells]:
     """First moments of each table's numbers over `count` groups: one for all patients, or one a cancer type."""
     group = groups(cohort.cancer, count > 1)
-    total: Sum = {}
-    cells: Cells = {}
-    for name in names:
-        mine = moments(cohort.table(name), group, count)
-        total |= under(sum_prefix(name), mine)
-        cells |= under(sum_prefix(name), dict.fromkeys(mine, mine["n"]))
-    return total, cells
+    return _named({name: moments(cohort.table(name), group, count) for name in names})
 
 
 def power_sums(cohort: Cohort, names: Iterable[str], count: int, scales: Mapping[str, Scaling]) -> tuple[Sum, Cells]:
     """Moments of the candidate powers of each table's numbers, standardised by `scales`."""
     group = groups(cohort.cancer, count > 1)
+    return _named({name: power_moments(cohort.table(name), group, scales[name]) for name in names})
+
+
+def _named(by_table: Mapping[str, Sum]) -> tuple[Sum, Cells]:
+    """The sums of several tables as one, each behind its table's prefix, and the patients behind each."""
     total: Sum = {}
     cells: Cells = {}
-    for name in names:
-        mine = power_moments(cohort.table(name), group, scales[name])
-        total |= under(sum_prefix(name), mine)
-        cells |= under(sum_prefix(name), dict.fromkeys(mine, mine["n"]))
+    for name, sums in by_table.items():
+        total |= under(sum_prefix(name), sums)
+        cells |= under(sum_prefix(name), dict.fromkeys(sums, sums["n"]))
     return total, cells
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from oncofed.client.release import Answer
 from oncofed.client.session import Session
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
+from oncofed.common.files import replacing
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, set_weights
 from oncofed.common.survival import survival_curve
@@ -101,11 +101,8 @@ def class_columns(score_NC: np.ndarray, cancers: tuple[str, ...]) -> dict[str, n
 
 def write_columns(file: Path, columns: Mapping[str, np.ndarray]) -> None:
     """A CSV file, written whole or not at all; floats with all their digits."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     lists = [[repr(v) if isinstance(v, float) else v for v in np.asarray(value).tolist()] for value in columns.values()]
-    with temporary.open("w", newline="") as out:
+    with replacing(file) as temporary, temporary.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(columns)
         writer.writerows(zip(*lists, strict=True))
-    os.replace(temporary, file)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,16 +15,17 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 from oncofed.client.batch import Batch, Lens
-from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort
+from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
-from oncofed.client.greeting import greet, holdings
+from oncofed.client.greeting import greet
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
+from oncofed.common.files import write_text
 from oncofed.common.modalities import Beside
 from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
@@ -109,16 +109,8 @@ class Session:
 
     @cached_property
     def beside(self) -> Beside:
-        """What the federation agreed on beside genes; raises where this site has something else."""
-        agreed = Beside.of(self.ask)
-        own = holdings(self.site, self.work, self.study) if self.study.model.name == "path_gptomic" else {}
-        for key in ("images", "embedding"):
-            if own.get(key) and getattr(agreed, key) and own[key] != getattr(agreed, key):
-                raise Refusal(
-                    f"site {self.site.name}: its {key} are now {own[key]!r}, the study agreed on {getattr(agreed, key)!r}; "
-                    "restore them, or begin the study anew"
-                )
-        return agreed
+        """What the federation agreed on beside genes."""
+        return Beside.of(self.ask)
 
     @cached_property
     def panel(self) -> GenePanel:
@@ -134,7 +126,7 @@ class Session:
                     f"site {self.site.name}: the panel in the message has hash {panel.hash}, the message says {wanted}"
                 )
             if not file.exists():
-                write_whole(file, "\n".join(panel.genes) + "\n")
+                write_text(file, "\n".join(panel.genes) + "\n")
             return panel
         if not file.exists():
             raise Refusal(
@@ -171,7 +163,7 @@ class Session:
                 "on; restore the site's files, or begin the study anew"
             )
         if begins:
-            write_whole(file, who)
+            write_text(file, who)
 
     @cached_property
     def split(self) -> np.ndarray:
@@ -230,22 +222,6 @@ class Session:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Replace a file in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
-
-
-def with_modalities(cohort: Cohort, study: Study) -> Cohort:
-    """Patients who have one of the study's modalities at least."""
-    if study.model.name == "gene_moe":
-        return cohort
-    rows = np.any([cohort.has(m) for m in study.modalities], axis=0)
-    return cohort if rows.all() else cohort.select(rows)
 
 
 def in_site_folds(cohort: Cohort, study: Study, site: str) -> Cohort:

@@ -185,7 +185,7 @@ def study_report(folder: Annotated[Path, typer.Argument(help="folder of a finish
     """Draw the report of a run from what the coordinator has: sums, no patients. A simulation writes a fuller one itself."""
     import json
 
-    from oncofed.server.checkpoint import write_text
+    from oncofed.common.files import write_text
     from oncofed.server.report.render import render
 
     file = folder / "results.json"

@@ -18,8 +18,8 @@ from oncofed.common.models.scgpt import SMOOTHING, Checkpoint, fingerprint, load
 from oncofed.common.models.smoothing import Mixture, Origin, held_out_error, save_smoother, train_smoother
 from oncofed.common.models.tokens import Tokeniser
 from oncofed.common.panel import GenePanel
+from oncofed.common.progress import progress_bar
 from oncofed.common.splits import seed_from
-from oncofed.server.progress import progress_bar
 
 HELD_OUT = 0.1
 CELLS_AT_ONCE = 500

@@ -12,15 +12,15 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
+from oncofed.common.files import write_text
 from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text, parse_images
 from oncofed.common.panel import NO_GENES, GenePanel
+from oncofed.common.progress import progress_bar
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
-from oncofed.server.checkpoint import write_text
 from oncofed.server.fold import FoldRun
 from oncofed.server.genes import models_of, summarise
 from oncofed.server.inquiry import greeting
-from oncofed.server.progress import progress_bar
 from oncofed.server.roster import Roster
 
 app = ServerApp()

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from oncofed.common.files import write_text
 from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.server.analysis import TOP, GeneRanking, cancer_effects, expert_slopes, rank_genes
-from oncofed.server.checkpoint import write_text
 
 FOLDER = "genes"
 SHOWN = 10

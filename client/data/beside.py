@@ -37,23 +37,30 @@ def read_beside(
     patients: pd.Index,
     *,
     sees_images: bool,
+    images: str,
     image_width: int,
     alterations: tuple[str, ...],
 ) -> BesideTables:
     """All that the site has of `patients`, laid out as the study has agreed: `image_width` columns, and `alterations` by name.
 
+    Raises `Refusal` where the site's images are not those that `images` describes.
+
     `everybody` is in the clinical table. Where the study sees no images they are not checked, and without alterations it
     sees none of these; but the tables still tell whose there are.
     """
-    images = images_of(site, everybody) if sees_images else None
+    own = images_of(site, everybody) if sees_images else None
+    if own is not None and images and own.text != images:
+        raise Refusal(
+            f"site {site.name}: its images are now {own.text!r}, the study agreed on {images!r}; restore them, or begin the study "
+            "anew"
+        )
     found, slides = pd.DataFrame(columns=range(image_width)), pd.Series(dtype=str)
     table = read_pathology(site)
     if table is not None:
         check_rows(site, table, everybody, "pathology")
         found = in_order(table).iloc[:, :image_width]
-    elif images is not None and images.kind == "vector":
-        vectors = slide_vectors(find_slides(site, everybody))
-        found = vectors.iloc[:, :image_width]
+    elif own is not None and own.kind == "vector":
+        found = slide_vectors(find_slides(site, everybody)).iloc[:, :image_width]
     elif files := _files_with_tiles(find_slides(site, patients)):
         slides = pd.Series(files, dtype=str)
     changes = read_alterations(site)
@@ -62,7 +69,7 @@ def read_beside(
     changes = pd.DataFrame(columns=list(alterations)) if changes is None else changes.reindex(columns=list(alterations))
     found, changes = (_of(site, t, patients, what) for t, what in ((found, "pathology"), (changes, "alterations")))
     # named features count cells and measure areas, up to millions; an encoder's numbers have a scale already
-    named = images is not None and bool(images.features)
+    named = own is not None and bool(own.features)
     return BesideTables(signed_log(found) if named else found, changes, slides)
 
 

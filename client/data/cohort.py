@@ -89,6 +89,14 @@ class Cohort:
         return cls(*(np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(cls)))
 
 
+def with_modalities(cohort: Cohort, study: Study) -> Cohort:
+    """Patients who have one of the study's modalities at least."""
+    if study.model.name == "gene_moe":
+        return cohort
+    rows = np.any([cohort.has(m) for m in study.modalities], axis=0)
+    return cohort if rows.all() else cohort.select(rows)
+
+
 @dataclass(frozen=True)
 class CohortKey:
     """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds."""
@@ -102,6 +110,7 @@ class CohortKey:
     seed: int
     multimodal: bool
     sees_images: bool
+    images: str
     image_width: int
     alterations: tuple[str, ...]
     embedding: str
@@ -129,6 +138,7 @@ def cohort_key(
         study.seed,
         multimodal,
         PATHOLOGY in study.modalities,
+        beside.images,
         beside.image_width if beside.image_kind == "vector" else 0,
         beside.alterations,
         beside.embedding,
@@ -170,6 +180,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
             clinical.index,
             wanted,
             sees_images=key.sees_images,
+            images=key.images,
             image_width=key.image_width,
             alterations=key.alterations,
         )

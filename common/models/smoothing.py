@@ -8,7 +8,6 @@ Shapes: N samples, G genes, B mixtures of K samples each, C classes, D width of 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from oncofed.common.files import replacing
 from oncofed.common.models.scgpt import Checkpoint
 from oncofed.common.models.tokens import Tokeniser
 from oncofed.common.saved import load_arrays
@@ -215,11 +215,9 @@ class Origin:
 
 def save_smoother(path: Path, smoother: Smoother, origin: Origin) -> None:
     """Write MLP-A, without the classifier, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {name: p.cpu().contiguous() for name, p in smoother.state_dict().items()}
-    save_file(tensors, temporary, {"about": json.dumps(asdict(origin) | {"widths": smoother.widths})})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"about": json.dumps(asdict(origin) | {"widths": smoother.widths})})
 
 
 def load_smoother(path: Path) -> tuple[Smoother, Origin]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.common.progress import progress_bar
 from oncofed.common.study import Study
 from oncofed.deploy.comparison import classes, survival
 from oncofed.deploy.comparison.logistic import predict_logistic
@@ -29,7 +30,6 @@ from oncofed.deploy.comparison.variants import (
     check_variant,
 )
 from oncofed.deploy.simulate import Engine
-from oncofed.server.progress import progress_bar
 
 
 class Scoring(Protocol):

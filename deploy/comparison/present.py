@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from oncofed.server.checkpoint import write_text
+from oncofed.common.files import write_text
 from oncofed.server.report.render import render
 from rich import box
 from rich.console import Console

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from oncofed.common.files import write_text
 from oncofed.deploy.comparison.present import interval, without_nan
-from oncofed.server.checkpoint import write_text
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from oncofed.common.files import write_text
 from oncofed.deploy.comparison.present import interval, without_nan
 from oncofed.deploy.comparison.robustness import FUSION
 from oncofed.deploy.comparison.variants import LATE
-from oncofed.server.checkpoint import write_text
 from oncofed.server.report.look import COLOURS, STYLE, svg
 from rich import box
 from rich.console import Console

@@ -12,12 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 from oncofed.client.batch import Batch
-from oncofed.client.device import choose_device
-from oncofed.client.scale import lens_of
-from oncofed.common.covariates import input_names
+from oncofed.client.predict import Scorer
 from oncofed.common.modalities import PATHOLOGY
-from oncofed.common.models.autoencoder import GeneAutoencoder
-from oncofed.common.models.build import Predictor, Sizes, build_empty, set_weights
 from oncofed.common.saved import SavedModel
 from oncofed.deploy.comparison.reference import Pool, prediction_table
 
@@ -30,31 +26,19 @@ def predict_again(
     The pool is opened with the model's study, panel, cancer types and `beside`; sites are scored one by one, as they score
     themselves. A patient's risk rests on no other patient's data, so whoever loses a modality can be chosen afterwards.
     """
-    place = choose_device(device)
-    network = network_of(model, place)
-    lens = lens_of(model.study, model.beside, model.scales, model.covariates, model.grid)
+    scorer = Scorer.of(model, device)
     parts = []
     for site, cohort in pool.cohorts.items():
         chosen = cohort.select((cohort.fold == model.fold) == held_out)
         if not len(chosen):
             continue
-        batch = Batch.of(chosen, lens, place)
+        batch = Batch.of(chosen, scorer.lens, scorer.device)
         for modality in lost:
             batch = without(batch, modality, np.ones(len(batch), dtype=bool))
         with torch.no_grad():
-            score = batch.through(network).score.double().cpu().numpy()
+            score = batch.through(scorer.network).score.double().cpu().numpy()
         parts.append(prediction_table(pool, model.study, model.fold, chosen, score, np.repeat(site, len(chosen))))
     return pd.concat(parts, ignore_index=True)
-
-
-def network_of(model: SavedModel, device: torch.device) -> Predictor:
-    """The saved model, ready to score."""
-    covariates = len(input_names(model.study.panel.covariates))
-    sizes = Sizes(len(model.panel), model.cancers, len(model.grid), covariates, model.beside)
-    network = build_empty(model.study, sizes, device)
-    assert not isinstance(network, GeneAutoencoder)
-    set_weights(network, model.weights)
-    return network.eval()
 
 
 def without(batch: Batch, modality: str, lost_B: np.ndarray) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from oncofed.common.modalities import PATHOLOGY, RNA
+from oncofed.common.progress import progress_bar
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import difference
@@ -22,7 +23,6 @@ from oncofed.deploy.comparison.rescore import predict_again
 from oncofed.deploy.comparison.sites_without import check_same_folds, choose_hospitals, copy_without, with_pathology
 from oncofed.deploy.comparison.survival import summarise
 from oncofed.deploy.comparison.variants import LATE, Federations, check_variant, late_fusion, renamed
-from oncofed.server.progress import progress_bar
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FUSION = "fusion"

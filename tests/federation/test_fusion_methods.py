@@ -14,6 +14,7 @@ import pytest
 import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.client.predict import Scorer
 from oncofed.client.scale import lens_of
 from oncofed.common.saved import SavedModel
 from oncofed.common.study import Study
@@ -21,7 +22,7 @@ from oncofed.deploy.cli import cli
 from oncofed.deploy.comparison.compare import common_patients, compare
 from oncofed.deploy.comparison.present import print_tables, write_comparison
 from oncofed.deploy.comparison.reference import Pool
-from oncofed.deploy.comparison.rescore import network_of, predict_again, without
+from oncofed.deploy.comparison.rescore import predict_again, without
 from oncofed.deploy.comparison.robustness import choose_patients, robustness
 from oncofed.deploy.comparison.sites_without import choose_hospitals, copy_without
 from oncofed.deploy.comparison.survival import summarise
@@ -211,7 +212,7 @@ def test_all_lost_is_the_model_with_pathology_off(sites: Path, robust: tuple[Pat
     out, result = robust
     for fold in (0, 1):
         model, pool = opened(out, sites, fold)
-        table, network = predict_again(model, pool, lost=("pathology",)), network_of(model, CPU)
+        table, network = predict_again(model, pool, lost=("pathology",)), Scorer.of(model, "cpu").network
         for site in pool.cohorts:
             batch = batch_of(model, pool, site)
             with torch.no_grad():
@@ -247,7 +248,7 @@ def test_losing_some_is_losing_all_for_those(sites: Path, robust: tuple[Path, di
     batch = batch_of(model, pool, "Bergen")
     lost = np.arange(len(batch)) % 2 == 0
     with torch.no_grad():
-        some = without(batch, "pathology", lost).through(network_of(model, CPU)).score.double().numpy()
+        some = without(batch, "pathology", lost).through(Scorer.of(model, "cpu").network).score.double().numpy()
     whole, bare = (predict_again(model, pool, lost=m) for m in ((), ("pathology",)))
     rows = (whole["site"] == "Bergen").to_numpy()
     expected = np.where(lost, bare.loc[rows, "risk"], whole.loc[rows, "risk"])
