@@ -24,6 +24,7 @@ from oncofed.common.scaling import NUMBERS, moments
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN
 from oncofed.common.survival import event_table
+from oncofed.common.tables import CLASSES
 
 log = logging.getLogger("oncofed.client")
 
@@ -39,6 +40,8 @@ def statistics(session: Session) -> Answer:
     covariates = moments(cohort.v_NV, np.zeros(len(cohort), dtype=np.int64), 1)
     events, exposure = event_table(cohort.time, cohort.event, cohort.cancer, len(session.cancers))
     total |= {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
+    if session.study.task.kind == "classification":
+        total |= {CLASSES: np.bincount(cohort.cancer, minlength=len(session.cancers)).astype(np.float64)}
     config: wire.Config = {"missing_genes": _missing_genes(session, cohort)}
     return Answer(config, total, len(cohort), cells, 3)
 
@@ -61,7 +64,7 @@ def _missing_genes(session: Session, cohort: Cohort) -> int:
 def train(session: Session) -> Answer:
     """The local steps of a round: training sum, mean loss, and the seconds that they took."""
     cohort, t = session.training_cohort(), session.study.steps(session.phase)
-    if session.phase == PRETRAIN and session.study.model.name != "gene_moe":
+    if session.phase == PRETRAIN and session.study.multimodal:
         cohort = cohort.select(cohort.has(RNA))
         if not len(cohort):
             raise Refusal(f"site {session.site.name}: no patient with expression, so it takes no part in pre-training")
@@ -80,6 +83,7 @@ def train(session: Session) -> Answer:
         seed=seed,
         load=part("load/", session.arrays),
         branches=session.arrays.get(BRANCHES),
+        classes=session.arrays.get(CLASSES),
     )
     seconds = time.perf_counter() - begin
     seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
@@ -94,7 +98,7 @@ def train(session: Session) -> Answer:
 
 def _of_enough(session: Session, batch: Batch) -> Batch:
     """The batch without modalities that fewer patients have than the policy wants: their encoders would tell of these few."""
-    if session.study.model.name == "gene_moe":
+    if not session.study.multimodal:
         return batch
     least = Policy.read(session.site.path).min_patients
     few = [m for m in session.study.modalities if 0 < int(batch.has[m].sum()) < least]

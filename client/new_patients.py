@@ -83,7 +83,7 @@ def _codes(site: SiteFolder, model: SavedModel, clinical: pd.DataFrame) -> pd.Se
 def _expression(site: SiteFolder, model: SavedModel, patients: pd.Index) -> tuple[pd.DataFrame, list[str]]:
     """Expression (or an embedding of it) of those who have it, and notes; in a model of several modalities nobody may."""
     study, width = model.study, model.beside.embedding_width or len(model.panel)
-    several = study.model.name == "path_gptomic"
+    several = study.multimodal
     if RNA not in study.modalities or (several and site.find(EXPRESSION) is None):
         return pd.DataFrame(columns=range(width)), []
     family, notes = FAMILY[site.description.expression_unit], []
@@ -94,7 +94,7 @@ def _expression(site: SiteFolder, model: SavedModel, patients: pd.Index) -> tupl
             f"site {site.name}: expression_unit = {site.description.expression_unit!r} is of the family {family}, the model was "
             f"trained on {model.unit_family}; deliver expression of that family, or use a model that was trained on yours"
         )
-    names, x = expression_of(site, patients, patients, model.panel)
+    names, x = expression_of(site, patients, patients, model.panel, study.panel.names)
     missing = int(np.isnan(x).all(axis=0).sum()) if names else 0
     if missing == len(model.panel):
         raise Refusal(

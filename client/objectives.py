@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from oncofed.client.batch import Batch
 from oncofed.common.blocks import Sum
-from oncofed.common.metrics import confusion_sums, survival_sums
+from oncofed.common.class_metrics import class_sums
+from oncofed.common.metrics import survival_sums
 from oncofed.common.models.autoencoder import GeneAutoencoder, reconstruction_loss
 from oncofed.common.models.build import Predictor
 from oncofed.common.models.output import ModelOutput
+from oncofed.common.sections import Task
 from oncofed.common.study import PRETRAIN, Pretraining, Study
 from oncofed.common.survival import cox_loss, piecewise_exponential_loss
+from scipy.special import softmax
 from torch import Tensor
 
 
@@ -28,16 +31,36 @@ class Objective(Protocol):
         """What happens to other parameters before each step; nothing unless there is an adversary."""
 
 
-def objective_for(study: Study, phase: str) -> Objective:
-    """The objective of a phase."""
-    return Reconstruction(study.pretraining) if phase == PRETRAIN else measured_objective(study)
+def objective_for(study: Study, phase: str, log_prior: Tensor | None = None) -> Objective:
+    """The objective of a phase; `log_prior [C]` as `class_log_prior` gives it."""
+    if phase == PRETRAIN:
+        return Reconstruction(study.pretraining)
+    return Classification(study.task, log_prior) if study.task.kind == "classification" else measured_objective(study)
+
+
+def class_log_prior(study: Study, here_C: Tensor, everywhere_C: Tensor) -> Tensor | None:
+    """What training adds to class logits `[C]`, from the patients of each class at the site and in the federation.
+
+    A site that lacks a class learns nothing of it from patients who are not of it: `mask` and `site` take it out of the
+    softmax there (Li & Zhan 2021, restricted softmax), `site` and `federation` add strength * log share, so that the logits
+    themselves favour no class by its size (Menon et al. 2021, eq. 10; by site Zhang et al. 2022).
+    """
+    task = study.task
+    if task.kind != "classification" or task.class_prior == "none":
+        return None
+    count_C = (everywhere_C if task.class_prior == "federation" else here_C).float()
+    log_share_C = (count_C.clamp(min=1.0) / count_C.sum().clamp(min=1.0)).log() * task.prior_strength
+    if task.class_prior == "federation":
+        return log_share_C
+    start_C = torch.zeros_like(log_share_C) if task.class_prior == "mask" else log_share_C
+    return start_C.masked_fill(here_C == 0, -torch.inf)
 
 
 def measured_objective(study: Study) -> Survival | Classification:
     """The objective of the supervised phase."""
     if study.task.kind == "classification":
-        return Classification()
-    late = study.model.name == "path_gptomic" and study.fusion.kind == "late"
+        return Classification(study.task)
+    late = study.multimodal and study.fusion.kind == "late"
     return LateSurvival(study.task.loss) if late else Survival(study.task.loss)
 
 
@@ -97,24 +120,33 @@ class LateSurvival(Survival):
 
 
 class Classification:
-    """Cross-entropy of the cancer type."""
+    """Cross-entropy or focal loss of the class; training may add the log shares of classes to the logits."""
 
     hits = "confusion"
 
+    def __init__(self, task: Task, log_prior: Tensor | None = None) -> None:
+        """`log_prior [C]` is what training adds to the logits: -inf takes a class out."""
+        self.task, self.log_prior = task, log_prior
+
     def run(self, model: Predictor, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
         output = batch.through(model, generator)
-        return output, self.losses(model, output, batch).mean()
+        logits = output.score if self.log_prior is None else output.score + self.log_prior
+        loss_B = F.cross_entropy(logits, batch.cancer_B, reduction="none")
+        if (
+            self.task.class_loss == "focal"
+        ):  # (1 - p)^gamma of the probability p of the true class (Lin et al. 2017, eq. 4)
+            loss_B = (-torch.expm1(-loss_B)).clamp(min=1e-8).pow(self.task.focal_gamma) * loss_B
+        return output, loss_B.mean()
 
     def before_step(self, model: Predictor, batch: Batch, generator: torch.Generator) -> None:
         pass
 
     def losses(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
-        """Cross-entropy `[B]`."""
+        """Cross-entropy `[B]` of the logits as they are: of patients from anywhere."""
         return F.cross_entropy(output.score, batch.cancer_B, reduction="none")
 
     def sums(self, output: ModelOutput, losses: Tensor, batch: Batch, cancers: int) -> Sum:
-        chosen = _numpy(output.score.argmax(1))
-        return confusion_sums(_numpy(batch.cancer_B), chosen, _numpy(losses), cancers)
+        return class_sums(_numpy(batch.cancer_B), softmax(_numpy(output.score), axis=1), _numpy(losses))
 
 
 class Reconstruction:

@@ -18,15 +18,19 @@ from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device
 from oncofed.client.new_patients import WORDS, listed, new_patients
 from oncofed.client.scale import lens_of
-from oncofed.client.score import CURVE_MONTHS, class_columns, write_columns
+from oncofed.client.score import CURVE_MONTHS, write_columns
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, Sizes, build_empty, set_weights
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.saved import SavedModel
 from oncofed.common.survival import median_survival, risk_percentile, survival_curve
+from scipy.special import softmax
 
 PLACES = ("predicted", "second", "third")
 """The classes that are named for a patient, most likely first."""
+
+UNCERTAIN = "uncertain"
+"""The answer where no class is likely enough (task.abstain_below)."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,29 @@ class Prediction:
         here = np.unique(self.cohort.cancer).tolist()
         return [] if counts is None else [c for c in here if counts[c].sum() > 0]
 
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """Of a classification `[N, classes]`."""
+        return np.asarray(softmax(self.score, axis=1))
+
+    @cached_property
+    def answer(self) -> np.ndarray:
+        """Each patient's likeliest class or, where that has less probability than the study asks, `UNCERTAIN` `[N]`."""
+        chosen = np.array(self.model.cancers, dtype=object)[self.score.argmax(1)]
+        return np.where(self.probability.max(1) < self.model.study.task.abstain_below, UNCERTAIN, chosen)
+
     @property
     def count_by_cancer(self) -> dict[str, int]:
-        """Patients by cancer type or, in classification, by predicted one."""
-        index = self.cohort.cancer if self.survival else self.score.argmax(1)
-        counts = np.bincount(index, minlength=len(self.model.cancers)).tolist()
-        return {name: n for name, n in zip(self.model.cancers, counts, strict=True) if n}
+        """Patients by cancer type or, in classification, by answer: classes in the model's order, then those without one."""
+        names = np.array(self.model.cancers)[self.cohort.cancer] if self.survival else self.answer
+        counts = Counter(names.tolist())
+        return {name: counts[name] for name in (*self.model.cancers, UNCERTAIN) if counts[name]}
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns of the hospital's file."""
         names = np.array(self.model.cancers)
         if not self.survival:
-            return {"patient": self.cohort.patient} | self._classes(names)
+            return {"patient": self.cohort.patient, "answer": self.answer} | self._classes(names)
         n = len(self.cohort)
         curve, median = np.full((n, len(CURVE_MONTHS)), np.nan), np.full(n, np.nan)
         for c in self._calibrated:
@@ -114,9 +129,9 @@ class Prediction:
             curve[rows] = self.curves(c, np.array(CURVE_MONTHS))
             median[rows] = median_survival(self.model.explanation["log_baseline"][c], self.model.grid, self.score[rows])
         columns = {"patient": self.cohort.patient, "cancer_type": names[self.cohort.cancer], "risk": self.score}
-        columns |= {"percentile": _or_empty(self.percentile)}
-        columns |= {f"survival_{m:.0f}_months": _or_empty(curve[:, i]) for i, m in enumerate(CURVE_MONTHS)}
-        return columns | {"median_survival_months": _or_empty(median)} | self._modalities()
+        columns |= {"percentile": or_empty(self.percentile)}
+        columns |= {f"survival_{m:.0f}_months": or_empty(curve[:, i]) for i, m in enumerate(CURVE_MONTHS)}
+        return columns | {"median_survival_months": or_empty(median)} | self._modalities()
 
     def _modalities(self) -> dict[str, np.ndarray]:
         """Of several modalities each one's part of the risk, which of them a patient has, and whose part is the largest."""
@@ -126,7 +141,7 @@ class Prediction:
             [m for m, there in zip(self.present, row, strict=True) if there]
             for row in zip(*self.present.values(), strict=True)
         ]
-        columns = {f"risk_{m}": _or_empty(part) for m, part in self.parts.items()}
+        columns = {f"risk_{m}": or_empty(part) for m, part in self.parts.items()}
         columns["modalities"] = np.array(["+".join(mine) for mine in has])
         if self.parts:
             size_MN = np.nan_to_num(np.abs(np.stack(list(self.parts.values()))), nan=-1.0)
@@ -134,14 +149,12 @@ class Prediction:
         return columns
 
     def _classes(self, names: np.ndarray) -> dict[str, np.ndarray]:
-        by_class = class_columns(self.score, self.model.cancers)
-        probability = np.stack([by_class[f"p_{name}"] for name in self.model.cancers], axis=1)
-        order = np.argsort(-probability, axis=1, kind="stable")
+        order = np.argsort(-self.score, axis=1, kind="stable")
         columns = {}
         for i, place in enumerate(PLACES[: len(names)]):
             columns[place] = names[order[:, i]]
             key = "probability" if i == 0 else f"{place}_probability"
-            columns[key] = np.take_along_axis(probability, order[:, i : i + 1], axis=1)[:, 0]
+            columns[key] = np.take_along_axis(self.probability, order[:, i : i + 1], axis=1)[:, 0]
         return columns
 
     def write(self, file: Path) -> None:
@@ -169,7 +182,20 @@ def predict(model_file: Path, folder: Path) -> Prediction:
             f"{int(np.isnan(prediction.percentile).sum())} patients are of cancer types of which too few trained: "
             "their percentile and survival are left empty"
         )
+    if not prediction.survival:
+        notes += _uncertain(prediction)
     return replace(prediction, notes=tuple(notes))
+
+
+def _uncertain(prediction: Prediction) -> list[str]:
+    """How many patients get no answer."""
+    below, n = prediction.model.study.task.abstain_below, prediction.count_by_cancer.get(UNCERTAIN, 0)
+    if not n:
+        return []
+    return [
+        f"{n} of {len(prediction.cohort)} patients are uncertain: their likeliest class has a probability below {below:g}; "
+        "it stands in the column predicted, with the next ones beside it"
+    ]
 
 
 def _incomplete(present: dict[str, np.ndarray]) -> list[str]:
@@ -184,6 +210,6 @@ def _incomplete(present: dict[str, np.ndarray]) -> list[str]:
     return notes
 
 
-def _or_empty(values: np.ndarray) -> np.ndarray:
+def or_empty(values: np.ndarray) -> np.ndarray:
     """NaN and infinity as empty text, for a CSV file."""
     return np.array([v if np.isfinite(v) else "" for v in values.tolist()], dtype=object)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from oncofed.client.ablation import ablation_sums
+from oncofed.client.data.cohort import Cohort
 from oncofed.client.objectives import measured_objective
 from oncofed.client.release import Answer
 from oncofed.client.session import Session
+from oncofed.common.ablation import ORDER, SHARES, genes_of
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.files import replacing
@@ -25,6 +28,8 @@ CURVE_MONTHS = (12.0, 36.0, 60.0)
 def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
     cohort = session.scored_cohort()
+    if ORDER in session.arrays and not session.ask.get("validation"):
+        return _ablate(session, cohort)
     if not len(cohort):
         kind = "validation" if session.ask.get("validation") else "held-out"
         raise Refusal(f"site {session.site.name}: no {kind} patient in fold {session.fold}")
@@ -46,6 +51,21 @@ def evaluate(session: Session) -> Answer:
                     total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
             write_predictions(session, model)
     return Answer({}, total, len(cohort))
+
+
+def _ablate(session: Session, cohort: Cohort) -> Answer:
+    """Held-out patients without the genes that the server ranks first for their class."""
+    order, panel = session.arrays[ORDER], len(session.panel)
+    wanted = (len(session.cancers), genes_of(SHARES[-1], panel))
+    if not len(cohort):
+        raise Refusal(f"site {session.site.name}: no held-out patient in fold {session.fold}")
+    if order.shape != wanted or not ((order >= -1) & (order < panel)).all():
+        raise Refusal(
+            f"site {session.site.name}: {ORDER} of shape {order.shape} are no {wanted} genes of a panel of {panel}"
+        )
+    return Answer(
+        {}, ablation_sums(scored_model(session), session.batch(cohort), order, panel, session.study.seed), len(cohort)
+    )
 
 
 def scored_model(session: Session) -> Predictor:

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from oncofed.client.batch import Batch
 from oncofed.client.modulation import Modulation
-from oncofed.client.objectives import objective_for
+from oncofed.client.objectives import class_log_prior, objective_for
 from oncofed.common.blocks import Blocks, Sum, weigh
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.build import Model, get_weights, set_weights, trainable
 from oncofed.common.models.gene_moe import FIRST_LAYER, cancer_blocks
+from oncofed.common.models.heads import class_blocks
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.models.path_gptomic import PathGPTOmic
 from oncofed.common.modulation import BRANCHES
@@ -35,15 +36,22 @@ def train_locally(
     seed: int,
     load: dict[str, np.ndarray],
     branches: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
     phase: str = TRAIN,
 ) -> tuple[Sum, float]:
     """One site's share of a round of a phase: its local steps from `weights`.
 
     Returns the training sum (evidence and evidence-weighted change, block by block) and the mean loss over the steps.
     `load` is the federation's share of each expert in the round before, by mixture, `branches` what all sites saw of the
-    modalities then (common/modulation.py); both are constant within the round.
+    modalities then (common/modulation.py); both are constant within the round. `classes` are the federation's training
+    patients by class, in a classification.
     """
-    t, device, objective = study.steps(phase), batch.x_BG.device, objective_for(study, phase)
+    t, device = study.steps(phase), batch.x_BG.device
+    here_C = torch.bincount(batch.cancer_B, minlength=len(model.cancers))
+    everywhere_C = here_C if classes is None else torch.tensor(classes, device=device)
+    objective = objective_for(study, phase, class_log_prior(study, here_C, everywhere_C))
+    # a class that the site's softmax leaves out has no evidence there
+    learned_C = (here_C > 0).float() if study.task.class_prior in ("mask", "site") else torch.ones_like(here_C)
     set_weights(model, weights)
     model.train()
     moving = trainable(model)
@@ -69,7 +77,7 @@ def train_locally(
             loss = loss + 0.5 * t.prox_mu * (model.get_parameter(name) - at_start).square().sum()
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        used = _shares(model, output, part)
+        used = _shares(model, output, part) | _by_class(model, learned_C * len(part))
         if modulation is not None:
             assert isinstance(model, PathGPTOmic)
             modulation.step(model, output, part)
@@ -161,6 +169,11 @@ def _shares(model: Model, output: ModelOutput, batch: Batch) -> dict[str, Tensor
         mass = share_BE.detach().sum(0)
         used |= {f"{group}/{e}": mass[e] for e in range(len(mass))}
     return used | {"trunk": torch.tensor(float(len(batch)), device=counts.device)}
+
+
+def _by_class(model: Model, patients_C: Tensor) -> dict[str, Tensor]:
+    """The patients who stand behind each class's row of a head."""
+    return dict(zip(class_blocks(model.cancers), patients_C.float(), strict=True))
 
 
 def _leave_absent(model: PathGPTOmic, used: dict[str, Tensor]) -> None:

@@ -56,30 +56,3 @@ def mean_within_cancer(concordant: np.ndarray, comparable: np.ndarray) -> float:
     """Mean over cancer types of the C-index; types without comparable pairs do not count."""
     known = comparable > 0
     return float((concordant[known] / comparable[known]).mean()) if known.any() else float("nan")
-
-
-def confusion_sums(label: np.ndarray, chosen: np.ndarray, loss: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """One site's classification: `confusion [C, C]` (true class in rows), and patients and loss by true class `[C]`."""
-    confusion = np.zeros((classes, classes))
-    np.add.at(confusion, (label, chosen), 1.0)
-    by_class = np.zeros(classes)
-    np.add.at(by_class, label, loss)
-    return {"confusion": confusion, "patients": confusion.sum(1), "loss": by_class}
-
-
-def class_f1(confusion: np.ndarray) -> np.ndarray:
-    """F1 = 2 TP / (2 TP + FP + FN) of each class `[..., C]` from `confusion [..., C, C]`; NaN for a class without patients."""
-    hit, row, column = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
-    return np.divide(2.0 * hit, row + column, out=np.full(hit.shape, np.nan), where=row > 0)
-
-
-def macro_f1(confusion: np.ndarray) -> float:
-    """Mean F1 over classes with patients; NaN without any."""
-    f1 = class_f1(confusion)
-    known = ~np.isnan(f1)
-    return float(f1[known].mean()) if known.any() else float("nan")
-
-
-def accuracy(confusion: np.ndarray) -> float:
-    """Share of patients whose class was chosen; NaN without any."""
-    return float(np.trace(confusion) / confusion.sum()) if confusion.sum() else float("nan")

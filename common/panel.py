@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from oncofed.common.gene_names import Naming, approve
+from oncofed.common.gene_sets import is_gmt, read_gmt
+
 
 @dataclass(frozen=True)
 class GenePanel:
@@ -37,13 +40,41 @@ class GenePanel:
         return hashlib.sha256(json.dumps(self.genes).encode()).hexdigest()[:16]
 
     @classmethod
-    def from_file(cls, path: Path) -> GenePanel:
-        """One gene a line; blank lines and lines that start with # are skipped."""
+    def from_file(cls, path: Path, naming: Naming = "as_given") -> GenePanel:
+        """All genes of a gene-set file (.gmt) in order of first appearance, or of a list with one gene a line.
+
+        In a list blank lines and lines that start with # are skipped, and a gene stands once: with `naming` "symbols", two
+        names of one gene are an error that names both. Sets may share genes, under whichever names.
+        """
+        if is_gmt(path):
+            union = dict.fromkeys(gene for genes in read_gmt(path).values() for gene in genes)
+            return cls(tuple(dict.fromkeys(approve(union, naming))))
         try:
             lines = [line.strip() for line in path.read_text().splitlines()]
         except OSError as error:
             raise ValueError(f"panel.file = {path}: cannot be read ({error.strerror}); name an existing file") from None
-        return cls(tuple(line for line in lines if line and not line.startswith("#")))
+        except UnicodeDecodeError:
+            raise ValueError(f"panel.file = {path}: is no text; write one gene a line, or gene sets (.gmt)") from None
+        genes = [line for line in lines if line and not line.startswith("#")]
+        tabbed = sum("\t" in gene for gene in genes)
+        if tabbed:
+            raise ValueError(
+                f"panel.file = {path}: {tabbed} lines hold tabs; write one gene a line, or name a file of gene sets .gmt"
+            )
+        given = cls(tuple(genes))
+        return given if naming == "as_given" else cls._approved(path, given)
+
+    @classmethod
+    def _approved(cls, path: Path, given: GenePanel) -> GenePanel:
+        genes = approve(given.genes, "symbols")
+        twice = [g for g, n in Counter(genes).items() if n > 1]
+        if twice:
+            names = [name for name, gene in zip(given.genes, genes, strict=True) if gene == twice[0]]
+            raise ValueError(
+                f"panel.file = {path}: names {len(twice)} genes more than once, e.g. {' and '.join(names)} are both {twice[0]}; "
+                "list each gene once"
+            )
+        return cls(tuple(genes))
 
     @classmethod
     def shared(cls, by_site: Iterable[Iterable[str]], min_site_share: float) -> GenePanel:

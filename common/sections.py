@@ -28,8 +28,10 @@ class Section(BaseModel):
 class Model(Section):
     """Which model, at which size; a number given here overrides the size's own."""
 
-    name: Literal["gene_moe", "path_gptomic"] = Field(
-        "gene_moe", description="path_gptomic: RNA beside pathology; its RNA encoder is Gene-MOE's, with the keys below"
+    name: Literal["gene_moe", "path_gptomic", "t_gem"] = Field(
+        "gene_moe",
+        description="path_gptomic: RNA beside pathology; its RNA encoder is Gene-MOE's, with the keys below; t_gem: "
+        "attention between genes",
     )
     size: Literal["tiny", "small", "paper"] = Field("small", description="width 16, 256, 1024; experts 4, 8, 15")
     width: int = Field(0, ge=0, description="0: the size's own")
@@ -62,10 +64,29 @@ class Model(Section):
     first_layer_scale: float = Field(
         0.001,
         ge=0,
-        description="factor on the first layer's initial weights; near 0, risks start at 0 and learn like a ridge",
+        description="factor on the first layer's initial weights (in t_gem, which has none, the head's); near 0, scores "
+        "start at 0 and learn like a ridge",
     )
     dispatch: Literal["routed", "dense"] = Field("routed", description="dense: all experts, for per-sample gradients")
     expert_dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: for experts, on a GPU")
+    layers: int = Field(
+        3,
+        ge=0,
+        le=12,
+        description="attention layers of t_gem; 0: none, a linear model of genes, as in logistic regression",
+    )
+    heads: int = Field(5, ge=1, le=64, description="attention heads of a layer of t_gem")
+    self_attention: Literal["before", "after", "keep"] = Field(
+        "before",
+        description="a gene's attention to itself is taken out before the softmax, after it (the authors'), or kept",
+    )
+    head_mix: float = Field(
+        0.0, ge=0, description="first weight of each head of t_gem; 0: 1 / heads (the authors' 0.001)"
+    )
+    shared_norm: bool = Field(True, description="one layer norm for all layers of t_gem, as its authors have it")
+    activation: Literal["leaky_relu", "relu", "gelu", "none"] = Field(
+        "leaky_relu", description="of t_gem, between the last layer and the head"
+    )
 
     def encoder(self) -> dict[str, int]:
         """The encoder's numbers after overrides; raises where top-k exceeds the experts or leaves the gate without a gradient."""
@@ -149,12 +170,47 @@ class Task(Section):
         "piecewise_exponential", description="one baseline a cancer type; cox is stratified by cancer type"
     )
     intervals: int = Field(20, ge=1, le=70, description="intervals of the agreed event-time grid")
+    label: str = Field(
+        "cancer_type",
+        min_length=1,
+        description="clinical column to classify by, such as a subtype; of the patients in `cancers`",
+    )
+    classes: tuple[str, ...] = Field((), description="classes to tell apart; empty: all that the sites hold")
+    class_loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: patients that are classified well count less (Lin et al. 2017)"
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="of the focal loss; 0: cross-entropy")
+    class_prior: Literal["none", "mask", "federation", "site"] = Field(
+        "none",
+        description="what training adds to the logits: mask: takes out classes that a site lacks; federation, site: log "
+        "shares of the classes there, so that rare ones are not drowned (Menon et al. 2021); site masks as well",
+    )
+    prior_strength: float = Field(1.0, ge=0, description="factor on those log shares")
+    abstain_below: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="a patient whose likeliest class has less probability gets the first three, no answer",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return split_text(data, "classes")
 
 
 class Panel(Section):
     """What the model sees of a patient, and on which scale."""
 
-    file: str = Field("", description="ordered list of genes, one a line; empty: those that enough sites hold")
+    file: str = Field(
+        "",
+        description="genes, one a line, or gene sets (.gmt), of which all are taken; empty: those that enough sites hold",
+    )
+    names: Literal["as_given", "symbols"] = Field(
+        "as_given",
+        description="symbols: Ensembl ids, earlier and other names become approved symbols (HGNC) at every site and in the panel",
+    )
+    unknown: Literal["refuse", "drop"] = Field("refuse", description="genes of the panel that no site holds")
     min_site_share: float = Field(
         1.0, gt=0, le=1, description="a gene enters when at least this share of the sites hold it"
     )
@@ -301,6 +357,17 @@ class Analysis(Section):
     )
     patients: int = Field(200, ge=10, description="at most so many training patients of a site are attributed")
     steps: int = Field(16, ge=2, description="of the path from the mean patient to the patient")
+    ablation: bool = Field(
+        False, description="recall of held-out patients without the genes that rank highest among training patients"
+    )
+    attention: bool = Field(False, description="how focused each attention head of t_gem is, by class")
+    network_genes: int = Field(
+        0, ge=0, le=1000, description="genes in the attention network of each class of t_gem; 0: no network"
+    )
+    network_draws: int = Field(
+        4, ge=1, le=100, description="networks of permuted labels that each class's is held against"
+    )
+    pathways: str = Field("", description="gene sets (.gmt) whose mean attribution is shown; beside attributions")
 
 
 def split_text(data: Any, *keys: str) -> Any:

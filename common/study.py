@@ -60,15 +60,16 @@ class Study(Section):
     def _consistent(self) -> Study:
         if self.task.kind == "classification" and self.panel.scale_by == "cancer":
             raise ValueError("panel.scale_by = 'cancer' needs the cancer type that is to be classified; use 'all'")
-        if self.model.name == "path_gptomic" and self.task.kind != "survival":
+        if self.multimodal and self.task.kind != "survival":
             raise ValueError(
                 "model.name = 'path_gptomic' predicts survival; set task.kind = 'survival', or use 'gene_moe'"
             )
+        self._check_genes()
         if self.pretraining.rounds and RNA not in self.modalities:
             raise ValueError(
                 "pretraining reconstructs expression; add 'rna' to fusion.modalities or set pretraining.rounds = 0"
             )
-        if self.analysis.attributions and (self.fusion.rna_encoder == "scgpt" or RNA not in self.modalities):
+        if self.analysis.attributions and (self.embeds or RNA not in self.modalities):
             raise ValueError(
                 "analysis.attributions ranks genes that the model sees one by one; it needs 'rna' in fusion.modalities and "
                 "fusion.rna_encoder = 'gene_moe'"
@@ -85,6 +86,52 @@ class Study(Section):
             )
         return self
 
+    def _check_genes(self) -> None:
+        """Refuse analyses that the model or the task has nothing for."""
+        a, classification, attention = self.analysis, self.task.kind == "classification", self.model.name == "t_gem"
+        if self.model.name == "t_gem" and self.pretraining.rounds:
+            raise ValueError(
+                "model.name = 't_gem' has no encoder to pre-train; set pretraining.rounds = 0, or use 'gene_moe'"
+            )
+        if (a.attention or a.network_genes) and not (attention and self.model.layers):
+            raise ValueError(
+                "analysis.attention and analysis.network_genes look at attention between genes; set model.name = 't_gem' with "
+                "layers, or leave them out"
+            )
+        if a.network_genes and self.model.self_attention == "keep":
+            raise ValueError(
+                "analysis.network_genes goes from uniform attention to the model's; with model.self_attention = 'keep' uniform "
+                "attention gives all genes the same number and the layer norm has no way from there; use 'before' or 'after'"
+            )
+        if a.network_genes and not (classification and a.attributions):
+            raise ValueError(
+                "analysis.network_genes needs classes (task.kind = 'classification') and analysis.attributions = true"
+            )
+        if a.ablation and not (classification and a.attributions):
+            raise ValueError(
+                "analysis.ablation takes out the genes that attributions rank, and counts recall; set "
+                "analysis.attributions = true and task.kind = 'classification'"
+            )
+        if a.pathways and not a.attributions:
+            raise ValueError("analysis.pathways adds up attributions of genes; set analysis.attributions = true")
+        if not classification and (self.task.classes or self.task.label != "cancer_type"):
+            raise ValueError("task.label and task.classes are of classification; set task.kind = 'classification'")
+
+    @property
+    def of(self) -> tuple[str, ...]:
+        """Cancer types whose patients are classified by another label; empty: all, or the classes are cancer types."""
+        return self.cancers if self.task.label != "cancer_type" else ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The classes or cancer types that the study names; empty: those that the sites hold."""
+        return self.task.classes or (self.cancers if self.task.label == "cancer_type" else ())
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether the model may see more of a patient than expression."""
+        return self.model.name == "path_gptomic"
+
     @property
     def scale_by_cancer(self) -> bool:
         """Whether genes are held against the patient's own cancer type."""
@@ -93,14 +140,14 @@ class Study(Section):
     @property
     def modalities(self) -> tuple[str, ...]:
         """What the model sees beside the cancer type and covariates, in the order of `MODALITIES`."""
-        if self.model.name == "gene_moe":
+        if not self.multimodal:
             return (RNA,)
         return tuple(m for m in MODALITIES if m in self.fusion.modalities)
 
     @property
     def embeds(self) -> bool:
         """Whether expression enters as embeddings of a frozen model."""
-        return self.model.name == "path_gptomic" and RNA in self.modalities and self.fusion.rna_encoder == "scgpt"
+        return self.multimodal and RNA in self.modalities and self.fusion.rna_encoder == "scgpt"
 
     @property
     def phases(self) -> tuple[str, ...]:

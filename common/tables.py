@@ -5,6 +5,9 @@ from __future__ import annotations
 from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA, Beside
 from oncofed.common.study import Study
 
+CLASSES = "classes"
+"""The name of the sum of training patients by class, in messages."""
+
 
 def table_widths(study: Study, beside: Beside, genes: int) -> dict[str, int]:
     """Numbers of a patient in each table of a study, by modality; tiles are no table."""

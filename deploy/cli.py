@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from oncofed.client.data.site import Unit
+from oncofed.deploy.cli_data import data_cli
+from oncofed.deploy.cli_study import study_cli
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -25,10 +26,8 @@ cli = typer.Typer(
     help="Federated multi-site training for cancer.",
 )
 site = typer.Typer(no_args_is_help=True, help="For a hospital: check the data before anything starts.")
-data = typer.Typer(no_args_is_help=True, help="For a researcher: make site folders.")
-study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: write and check a study.")
 cli.add_typer(site, name="site")
-cli.add_typer(data, name="data")
+cli.add_typer(data_cli, name="data")
 cli.add_typer(study_cli, name="study")
 
 out = Console()
@@ -38,14 +37,19 @@ err = Console(stderr=True)
 @site.command("check")
 def site_check(
     folder: Annotated[Path, typer.Argument(help="site folder with site.toml and tables")],
-    panel: Annotated[Path | None, typer.Option(help="gene panel, one gene a line, to measure the overlap with")] = None,
+    panel: Annotated[
+        Path | None, typer.Option(help="gene panel, one gene a line or .gmt, to measure the overlap with")
+    ] = None,
+    names: Annotated[
+        Literal["as_given", "symbols"], typer.Option(help="how genes are named: panel.names of the study")
+    ] = "as_given",
 ) -> None:
     """Report what a site holds and every problem in one pass; exit code 1 when there is an error. Prints no patient."""
     from oncofed.client.data.check import check_site
     from oncofed.common.panel import GenePanel
 
     with err.status("reading"):
-        report = check_site(folder, GenePanel.from_file(panel) if panel else None)
+        report = check_site(folder, GenePanel.from_file(panel, names) if panel else None, names)
     facts = Table(title=f"Site {report.site}", show_header=False, title_justify="left")
     for key, value in report.facts.items():
         facts.add_row(key, value)
@@ -80,10 +84,15 @@ def site_predict(
     microns_per_pixel: Annotated[
         float, typer.Option(min=0, help="of the scanner, where slide files hold coords in micrometres (STAMP)")
     ] = 0.0,
+    pathways: Annotated[
+        Path | None,
+        typer.Option(help="gene sets (.gmt): beside --out, what pathways and single genes say for each patient"),
+    ] = None,
 ) -> None:
     """Score a hospital's own patients with a saved model, offline. Rows go to the files; only counts are printed."""
     from oncofed.client.attention import Drawn, choose_patients, write_attention
     from oncofed.client.curves import choose_cancer, draw_curves
+    from oncofed.client.pathways import choose_sets, write_pathways
     from oncofed.client.predict import predict
 
     if patient and attention is None:
@@ -92,6 +101,7 @@ def site_predict(
         prediction = predict(model, folder)
     shown = choose_cancer(prediction, cancer, picture) if picture else ""
     rows = choose_patients(prediction, patient or []) if attention else None
+    sets = choose_sets(prediction, pathways) if pathways else {}
     prediction.write(target)
     if picture:
         draw_curves(prediction, shown, picture)
@@ -100,7 +110,7 @@ def site_predict(
         with err.status("looking at slides"):
             looked = write_attention(prediction, rows, attention, microns_per_pixel)
     counts = Table(box=None, padding=(0, 2, 0, 0))
-    counts.add_column("cancer type" if prediction.survival else "predicted cancer type")
+    counts.add_column("cancer type" if prediction.survival else "answer")
     counts.add_column("patients", justify="right")
     for name, n in prediction.count_by_cancer.items():
         counts.add_row(escape(name), str(n))
@@ -109,91 +119,12 @@ def site_predict(
         out.print(f"[yellow]note[/] {escape(note)}")
     drawn = f", {shown} drawn: {picture}" if picture else ""
     out.print(escape(f"{len(prediction.cohort)} patients: {target}{drawn}"))
+    if pathways:
+        with err.status("attributing"):
+            beside = write_pathways(prediction, sets, target)
+        out.print(escape(f"{len(sets)} pathways of {len(prediction.cohort)} patients: {beside}"))
     if attention:
         out.print(escape(f"{looked.slides} slides of {looked.patients} patients: {attention}"))
-
-
-@data.command("split")
-def data_split(
-    source: Annotated[
-        Path, typer.Argument(help="folder with clinical.csv and <COHORT>.* tables, in expression/ or beside it")
-    ],
-    target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
-    by: Annotated[str, typer.Option(help="clinical column that names the institution")] = "institution",
-    min_patients: Annotated[int, typer.Option(help="institutions with fewer patients are merged or dropped")] = 40,
-    rest: Annotated[Literal["merge", "drop"], typer.Option(help="merge | drop the small institutions")] = "merge",
-    unit: Annotated[
-        Unit | None, typer.Option(help="counts | tpm | log2 | zscore; without it, recognised where there is no doubt")
-    ] = None,
-    time_unit: Annotated[
-        Literal["days", "months", "years"] | None,
-        typer.Option(help="days | months | years, where the column's name does not say it"),
-    ] = None,
-) -> None:
-    """Turn pooled tables into one site folder per institution."""
-    from oncofed.deploy.split import split_pooled
-
-    with err.status("splitting"):
-        folders, used = split_pooled(
-            source, target, by=by, min_patients=min_patients, rest=rest, unit=unit, time_unit=time_unit
-        )
-    out.print(
-        f"{len(folders)} sites in {target}, expression unit {used} ({'as given' if unit else 'recognised from the values'})"
-    )
-
-
-@data.command("synth")
-def data_synth(
-    target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
-    sites: Annotated[int, typer.Option(min=1)] = 6,
-    patients: Annotated[int, typer.Option(min=20)] = 900,
-    genes: Annotated[int, typer.Option(min=10)] = 240,
-    cancers: Annotated[int, typer.Option(min=1)] = 4,
-    seed: int = 0,
-) -> None:
-    """Write a synthetic pan-cancer consortium with known truth."""
-    from oncofed.deploy.synth import SynthSettings, write_consortium
-
-    with err.status("writing"):
-        folders = write_consortium(
-            target, SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, seed=seed)
-        )
-    out.print(f"{len(folders)} sites in {target}; the truth behind them in {target / 'truth.json'}")
-
-
-@study_cli.command("check")
-def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -> None:
-    """Validate a study file and show it with every default filled in."""
-    from oncofed.common.study import Study
-
-    out.print_json(Study.from_toml(file).model_dump_json())
-
-
-@study_cli.command("genes")
-def study_genes(folder: Annotated[Path, typer.Argument(help="folder of a finished run (runtime.out)")]) -> None:
-    """Rank genes by what the model makes of them: a .rnk file for each cancer type and expert, and how far folds agree."""
-    from oncofed.deploy.present_genes import print_genes
-    from oncofed.server.genes import write_rankings
-
-    summary, files = write_rankings(folder)
-    print_genes(summary, out)
-    out.print(escape(f"{len(files)} files in {files[0].parent}"))
-
-
-@study_cli.command("report")
-def study_report(folder: Annotated[Path, typer.Argument(help="folder of a finished run (runtime.out)")]) -> None:
-    """Draw the report of a run from what the coordinator has: sums, no patients. A simulation writes a fuller one itself."""
-    import json
-
-    from oncofed.common.files import write_text
-    from oncofed.server.report.render import render
-
-    file = folder / "results.json"
-    if not file.exists():
-        raise ValueError(f"{file}: no results of a run; name the folder that was its runtime.out")
-    report = folder / "report.html"
-    write_text(report, render({"results": json.loads(file.read_text())}))
-    out.print(f"report: {report}")
 
 
 @cli.command("simulate")

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from oncofed.client.data.read import indexed_by_patient, read_table
+from oncofed.client.data.read import indexed_by_patient, is_counter_row, read_table
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
-COUNTER_ROWS = ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous")
-"""Summary rows that STAR writes among the genes; htseq-count's begin with two underscores."""
 SEPARATORS = ("-", "_", ".")
 """What stands between a patient's name and the rest of a sample's."""
 
@@ -78,7 +76,7 @@ def _read(file: Path, patients: pd.Index) -> PooledTable | None:
         raise ValueError(
             f"{where}: {len(twice)} gene names stand in it twice, the first: {twice[0]}; keep one a gene (sum counts, average the rest)"
         )
-    summary = [g for g in genes if g.startswith("__") or g in COUNTER_ROWS]
+    summary = [g for g in genes if is_counter_row(g)]
     if summary:
         raise ValueError(f"{where}: {summary} are a counter's summary, not genes; remove those rows")
     return PooledTable(values, bool(columns.any()))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from oncofed.client.data.read import OUTCOME, read_table
-from oncofed.client.data.site import CLINICAL, SiteDescription, Unit, folder_name, write_description
+from oncofed.client.data.site import CLINICAL, SiteDescription, Unit
+from oncofed.deploy.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
 from oncofed.deploy.pooled_tables import PooledTable, read_pooled
 
 log = logging.getLogger("oncofed.deploy")
@@ -26,7 +26,7 @@ def split_pooled(
     *,
     by: str = "institution",
     min_patients: int = 40,
-    rest: Literal["merge", "drop"] = "merge",
+    rest: Rest = "merge",
     unit: Unit | None = None,
     time_unit: TimeUnit | None = None,
 ) -> tuple[list[Path], Unit]:
@@ -54,33 +54,15 @@ def split_pooled(
     absent = int((~patients.isin(pd.Index([p for table in expression for p in table.values.index]))).sum())
     if absent:
         log.warning("%d of %d patients of the clinical table are in no expression table", absent, len(patients))
-    if out.exists() and any(out.glob("*/site.toml")):
-        raise ValueError(f"{out} holds sites already; choose another folder or remove it")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; choose another folder")
-    sizes = clinical[by].map(clinical[by].value_counts())
-    group = clinical[by].astype(str).where(sizes >= min_patients, "Rest" if rest == "merge" else None)
-    if group.isna().all():
-        raise ValueError(
-            f"no group of '{by}' has {min_patients} patients; lower --min-patients or merge with --rest merge"
-        )
+    refuse_target(out)
+    group = group_by_size(clinical[by], min_patients, rest)
     table = clinical.rename(columns={time_column: "time"} if time_column else {}).drop(columns=[by])
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for name, rows in table.groupby(group, sort=True):
-        folder = temporary / folder_name(str(name))
-        if folder.exists():
-            raise ValueError(
-                f"two institutions share the folder name '{folder.name}'; rename one in the clinical table"
-            )
-        write_description(folder, SiteDescription(name=str(name), expression_unit=unit, time_unit=months))
-        rows.to_csv(folder / "clinical.csv", index=False)
-        for kind, tables in (("expression", expression), ("pathology", pathology)):
-            _write(folder / f"{kind}.parquet", tables, pd.Index(rows["patient"]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rmdir()
-    temporary.rename(out)
+    with new_sites(out) as root:
+        for name, rows in table.groupby(group, sort=True):
+            description = SiteDescription(name=str(name), expression_unit=unit, time_unit=months)
+            folder = begin_site(root, description, rows)
+            for kind, tables in (("expression", expression), ("pathology", pathology)):
+                _write(folder / f"{kind}.parquet", tables, pd.Index(rows["patient"]))
     return sorted(p for p in out.iterdir() if p.is_dir()), unit
 
 

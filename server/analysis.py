@@ -131,7 +131,7 @@ def load_by_site(fold: Mapping[str, Any], group: str) -> tuple[list[str], np.nda
 def mixtures(fold: Mapping[str, Any]) -> list[str]:
     """The mixtures of experts of a fold's model."""
     groups = (name.rpartition("/")[0] for name in fold["blocks"])
-    return list(dict.fromkeys(g for g in groups if g and g != "cancer"))
+    return list(dict.fromkeys(g for g in groups if g and g.partition("/")[0] not in ("cancer", "class")))
 
 
 def _members(blocks: Sequence[str], group: str) -> list[str]:
@@ -185,23 +185,27 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GeneEffects:
-    """Of each gene, by cancer type or expert `[rows, G]`; rows without patients are NaN.
+    """Of each gene, by cancer type `[C, G]`; rows without patients are NaN.
 
-    `slope`: change of the score (in survival the log hazard) per standard deviation of the gene on the model's scale.
-    `importance`: mean size of the gene's attribution over patients.
+    `effect`: the slope, change of the score (in survival the log hazard) per standard deviation of the gene on the model's
+    scale; or the class mean, of the signed attribution over the patients of a class. `importance`: mean size of the
+    gene's attribution over patients.
     """
 
-    slope: np.ndarray
+    effect: np.ndarray
     importance: np.ndarray
 
 
-def cancer_effects(explanation: Sum) -> GeneEffects:
-    """Slope and importance `[C, G]` from a model's summed attributions; a cancer type that was withheld is NaN."""
+def cancer_effects(explanation: Sum, *, means: bool = False) -> GeneEffects:
+    """Slopes (class means with `means`) and importance from a model's summed attributions; a withheld cancer type is NaN."""
     patients = explanation["attribution/patients"][:, None]
-    slope = _slope(explanation["attribution/product"], explanation["attribution/squares"])
-    importance = explanation["attribution/size"] / np.maximum(patients, 1.0)
+    each = np.maximum(patients, 1.0)
+    if means:
+        effect = explanation["attribution/sum"] / each
+    else:
+        effect = _slope(explanation["attribution/product"], explanation["attribution/squares"])
     seen = patients > 0
-    return GeneEffects(np.where(seen, slope, np.nan), np.where(seen, importance, np.nan))
+    return GeneEffects(np.where(seen, effect, np.nan), np.where(seen, explanation["attribution/size"] / each, np.nan))
 
 
 def expert_slopes(explanation: Sum) -> np.ndarray | None:
@@ -221,55 +225,58 @@ def _slope(product: np.ndarray, squares: np.ndarray) -> np.ndarray:
 class GeneRanking:
     """Genes of one cancer type over the folds that saw it: arrays `[G]`.
 
-    `score` = sign of the mean slope times the mean importance: what a ranked list is sorted by. `agreement` is the share
-    of folds whose slope has the sign of the mean slope. With one fold `sd` is NaN and the stabilities are None.
+    `effect` is the mean slope or class mean, `sd` its deviation over folds, `agreement` the share of folds that have its
+    sign. With one fold `sd` is NaN and the stabilities are None.
     """
 
     folds: int
-    slope: np.ndarray
+    effect: np.ndarray
     sd: np.ndarray
     agreement: np.ndarray
     importance: np.ndarray
+    means: bool
     spearman: float | None
     overlap: float | None
 
     @property
     def score(self) -> np.ndarray:
-        return np.sign(self.slope) * self.importance
+        """What a ranked list is sorted by: the class mean; of slopes the mean importance with the slope's sign."""
+        return self.effect if self.means else np.sign(self.effect) * self.importance
 
     def top(self, count: int) -> np.ndarray:
-        """Indices of the most important genes."""
-        return np.argsort(-self.importance, kind="stable")[:count]
+        """Indices of the genes that speak most for the class; of slopes those of most importance, whatever their sign."""
+        return np.argsort(-(self.effect if self.means else self.importance), kind="stable")[:count]
 
 
-def rank_genes(slope_FG: np.ndarray, importance_FG: np.ndarray) -> GeneRanking | None:
+def rank_genes(effect_FG: np.ndarray, importance_FG: np.ndarray, *, means: bool = False) -> GeneRanking | None:
     """Over folds; folds in which the cancer type was withheld (NaN) do not count, and None where all are."""
-    seen = ~np.isnan(slope_FG).any(1)
-    slope, importance = slope_FG[seen], importance_FG[seen]
-    if not len(slope):
+    seen = ~np.isnan(effect_FG).any(1)
+    effect, importance = effect_FG[seen], importance_FG[seen]
+    if not len(effect):
         return None
-    mean = slope.mean(0)
-    one = len(slope) == 1
+    mean = effect.mean(0)
+    one = len(effect) == 1
     return GeneRanking(
-        folds=len(slope),
-        slope=mean,
-        sd=np.full(len(mean), np.nan) if one else slope.std(0, ddof=1),
-        agreement=(np.sign(slope) == np.sign(mean)).mean(0),
+        folds=len(effect),
+        effect=mean,
+        sd=np.full(len(mean), np.nan) if one else effect.std(0, ddof=1),
+        agreement=(np.sign(effect) == np.sign(mean)).mean(0),
         importance=importance.mean(0),
-        spearman=None if one else _mean_spearman(slope),
-        overlap=None if one else mean_overlap(importance, TOP),
+        means=means,
+        spearman=None if one else _mean_spearman(effect),
+        overlap=None if one else mean_overlap(effect if means else importance, TOP),
     )
 
 
-def _mean_spearman(slope_FG: np.ndarray) -> float | None:
-    """Mean over pairs of folds; pairs with a fold in which all slopes are equal have none."""
-    varying = [row for row in slope_FG if np.ptp(row) > 0]
+def _mean_spearman(effect_FG: np.ndarray) -> float | None:
+    """Mean over pairs of folds; pairs with a fold in which all effects are equal have none."""
+    varying = [row for row in effect_FG if np.ptp(row) > 0]
     pairs = [float(spearmanr(a, b).statistic) for a, b in combinations(varying, 2)]
     return float(np.mean(pairs)) if pairs else None
 
 
-def mean_overlap(importance_FG: np.ndarray, count: int) -> float:
-    """Mean share of the `count` most important genes that two folds have in common; by chance it is count / G."""
-    count = min(count, importance_FG.shape[1])
-    tops = [set(np.argsort(-row, kind="stable")[:count].tolist()) for row in importance_FG]
+def mean_overlap(value_FG: np.ndarray, count: int) -> float:
+    """Mean share of the `count` highest genes that two folds have in common; by chance it is count / G."""
+    count = min(count, value_FG.shape[1])
+    tops = [set(np.argsort(-row, kind="stable")[:count].tolist()) for row in value_FG]
     return float(np.mean([len(a & b) / count for a, b in combinations(tops, 2)]))

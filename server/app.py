@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
 from oncofed.common.files import write_text
+from oncofed.common.gene_names import approve
 from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text, parse_images
 from oncofed.common.panel import NO_GENES, GenePanel
+from oncofed.common.pathways import pathways_on
 from oncofed.common.progress import progress_bar
+from oncofed.common.sections import Panel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.fold import FoldRun
-from oncofed.server.genes import models_of, summarise
 from oncofed.server.inquiry import greeting
+from oncofed.server.interpret import interpret
 from oncofed.server.roster import Roster
 
 app = ServerApp()
@@ -53,6 +57,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     if absent:
         raise ValueError(f"splits.held_out_sites = {absent} are not in the federation; its sites are {roster.sites}")
     log.info("%d sites, %d cancer types, %d genes (panel %s)", len(roster.hellos), len(cancers), len(panel), panel.hash)
+    # before training: a mistake in the file must not cost it
+    sets = pathways_on(panel, study, Path(study.analysis.pathways)) if study.analysis.pathways else {}
     folds = list(study.splits.only or range(study.splits.count)) + ([ALL_PATIENTS] if study.splits.refit else [])
     results: dict[str, Any] = {
         "study": study.model_dump(mode="json"),
@@ -77,8 +83,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside).run(advance))
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
-    if study.analysis.attributions:
-        results["genes"] = summarise(models_of(out, folds))
+    if study.analysis.attributions or study.analysis.attention:
+        results |= interpret(out, folds, sets)
         write_text(out / "results.json", json.dumps(results, indent=1))
     return results
 
@@ -94,17 +100,48 @@ def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel, Bes
     hellos = {str(h["site"]): h for h in roster.hellos.values()}
     agree_text({site: str(h["unit_family"]) for site, h in hellos.items()}, UNIT_TROUBLE)
     found = sorted({c for h in hellos.values() for c in h["cancers"]})  # type: ignore[union-attr]
-    cancers = study.cancers or tuple(map(str, found))
+    cancers = study.groups or tuple(map(str, found))
     absent = [c for c in cancers if c not in found]
     if absent:
-        raise ValueError(f"cancers = {absent} are at no site; the sites hold {found}")
+        key = "task.classes" if study.task.classes else "cancers"
+        raise ValueError(f"{key} = {absent} are at no site; the sites hold {found}")
     beside = agree_beside(hellos, study.panel.min_site_share)
     if RNA not in study.modalities:
         return cancers, NO_GENES, beside
+    # the server's own table of names goes over the sites', which may be of another year
+    held = [approve(h["genes"], study.panel.names) for h in hellos.values() if h["genes"]]  # type: ignore[arg-type]
     if study.panel.file:
-        return cancers, GenePanel.from_file(Path(study.panel.file)), beside
-    genes = [h["genes"] for h in hellos.values() if h["genes"]]
-    return cancers, GenePanel.shared(genes, study.panel.min_site_share), beside  # type: ignore[arg-type]
+        return cancers, agree_panel(study.panel, held), beside
+    return cancers, GenePanel.shared(held, study.panel.min_site_share), beside
+
+
+SHOWN = 3
+"""Genes that a message names."""
+
+
+def agree_panel(asked: Panel, held: Iterable[Iterable[str]]) -> GenePanel:
+    """The genes of `panel.file` that some site holds; those of none are refused or, with `panel.unknown = "drop"`, left out."""
+    panel = GenePanel.from_file(Path(asked.file), asked.names)
+    here = set().union(*held)
+    unknown = [g for g in panel.genes if g not in here]
+    if not unknown:
+        return panel
+    near = {g: difflib.get_close_matches(g, here, 1) for g in unknown[:SHOWN]}
+    shown = ", ".join(f"{g} (nearest: {found[0]})" if found else g for g, found in near.items())
+    text = f"{len(unknown)} of the {len(panel)} genes of panel.file = {asked.file} are at no site: {shown}" + (
+        " ..." if len(unknown) > SHOWN else ""
+    )
+    remedies = ["correct them"]
+    if asked.names == "as_given":
+        approved = set(approve(here, "symbols"))
+        found = sum(g in approved for g in approve(unknown, "symbols"))
+        remedies.append(f"set panel.names = 'symbols', which finds {found} of them under other names")
+    if asked.unknown == "refuse" or len(unknown) == len(panel):
+        if len(unknown) < len(panel):
+            remedies.append("leave them out with panel.unknown = 'drop'")
+        raise ValueError(f"{text}; {', or '.join(remedies)}")
+    log.warning("%s; left out, as panel.unknown = 'drop' says", text)
+    return GenePanel(tuple(g for g in panel.genes if g in here))
 
 
 def agree_beside(hellos: Mapping[str, wire.Config], min_site_share: float) -> Beside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oncofed.common import wire
 from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names
 from oncofed.common.modalities import NO_BESIDE, Beside
@@ -19,15 +17,13 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.saved import model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
-from oncofed.common.survival import RISK_EDGES, initial_log_baseline
 from oncofed.server.checkpoint import save_arrays
+from oncofed.server.explanation import Explanation
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.roster import NotEnoughSites, Roster
+from oncofed.server.roster import Roster
 from oncofed.server.rounds import Rounds, headline
 from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
-
-log = logging.getLogger("oncofed.server")
 
 
 @dataclass
@@ -66,8 +62,11 @@ class FoldRun:
             evaluation = rounds.score(len(rounds.curve), {"final": True})
             rounds.curve[rounds.kept - 1] |= headline(evaluation, "test")
             result["evaluation"] = {name: value.tolist() for name, value in evaluation.items()}
-        explanation = self._explain(inquiry, frame, strategy)
+        asked = Explanation(inquiry, frame, strategy)
+        explanation = asked.gather()
         self._save_model(strategy, frame, explanation)
+        ablation = asked.ablate(explanation) if self.fold != ALL_PATIENTS else None
+        result |= {"ablation": ablation} if ablation else {}
         result |= {
             "seconds": time.perf_counter() - begin,
             "seconds_in_local_steps": rounds.seconds_at_sites + seconds,
@@ -92,31 +91,6 @@ class FoldRun:
         rounds = Rounds(inquiry, phase, frame, strategy, self.out)
         rounds.resume()
         return rounds
-
-    def _explain(self, inquiry: Inquiry, frame: Frame, strategy: EvidenceStrategy) -> Sum:
-        """Summed over training patients: the spread of risks, the baselines that fit them, and attributions of genes."""
-        c, genes, survival = len(self.cancers), len(self.panel), self.study.task.kind == "survival"
-        shapes: dict[str, tuple[int, ...]] = {}
-        if survival:
-            shapes |= {"risk_counts": (c, len(RISK_EDGES) + 1)}
-            shapes |= dict.fromkeys(("events", "weighted_exposure"), (c, len(frame.grid)))
-        if self.study.analysis.attributions:
-            shapes |= {f"attribution/{k}": (c, genes) for k in ("size", "product", "squares")}
-            shapes |= {"attribution/patients": (c,)}
-            experts = strategy.mixtures.get("expert")
-            shapes |= {"gate/product": (experts, genes), "gate/squares": (genes,)} if experts else {}
-        if not shapes:
-            return {}
-        arrays = frame.arrays | under("weights/", strategy.weights)
-        try:
-            total = inquiry.add_up(wire.EXPLAIN, frame.config, arrays, shapes)
-        except NotEnoughSites as error:  # what explains a model must not cost the model
-            log.warning("fold %d: the model is saved without calibration and attributions: %s", self.fold, error)
-            return {}
-        if survival:
-            events, exposure = total.pop("events"), total.pop("weighted_exposure")
-            total["log_baseline"] = initial_log_baseline(events, exposure)
-        return total
 
     def _save_model(self, strategy: EvidenceStrategy, frame: Frame, explanation: Sum) -> None:
         """The model with all that is needed to use it: weights, scale, panel, cancer types, time grid, study, spread of risks."""

@@ -1,4 +1,8 @@
-"""Which genes drive a study's model: read from its saved models, ranked over folds, written for enrichment tools."""
+"""Which genes drive a study's model: read from its saved models, ranked over folds, written for enrichment tools.
+
+Survival ranks by slopes of the log hazard, classification by class means of the attribution of the class's
+log-probability, where the models hold them: models of earlier versions have slopes only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 from oncofed.common.files import write_text
 from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import ALL_PATIENTS
-from oncofed.server.analysis import TOP, GeneRanking, cancer_effects, expert_slopes, rank_genes
+from oncofed.server.analysis import TOP, GeneEffects, GeneRanking, cancer_effects, expert_slopes, rank_genes
 
 FOLDER = "genes"
 SHOWN = 10
@@ -28,9 +32,13 @@ def read_models(out: Path) -> list[SavedModel]:
 
 
 def models_of(out: Path, folds: list[int]) -> list[SavedModel]:
-    """The models of `folds` below `out`; the refit's only where there is no other. Raises without attributions."""
+    """The models of `folds` below `out`; the refit's only where there is no other."""
     chosen = [fold for fold in folds if fold != ALL_PATIENTS] or folds
-    models = [SavedModel.read(out / model_file(fold)) for fold in sorted(chosen)]
+    return [SavedModel.read(out / model_file(fold)) for fold in sorted(chosen)]
+
+
+def attributed(models: list[SavedModel], out: Path) -> list[SavedModel]:
+    """The same models; raises with the remedy where one is without attributions."""
     if not models or any("attribution/patients" not in m.explanation for m in models):
         raise ValueError(
             f"{out}: the study did not ask which genes drive the model; set analysis.attributions = true and run it "
@@ -39,25 +47,40 @@ def models_of(out: Path, folds: list[int]) -> list[SavedModel]:
     return models
 
 
+def has_class_means(models: list[SavedModel]) -> bool:
+    """Whether classes are ranked by the mean signed attribution of their log-probability."""
+    classes = all(m.study.task.kind == "classification" for m in models)
+    return classes and all("attribution/sum" in m.explanation for m in models)
+
+
+def effects(models: list[SavedModel]) -> list[GeneEffects]:
+    """Of each model the class means, or the slopes, of genes."""
+    means = has_class_means(models)
+    return [cancer_effects(m.explanation, means=means) for m in models]
+
+
 def rankings(models: list[SavedModel]) -> dict[str, GeneRanking | None]:
     """By cancer type, over the models' folds; None where the cancer type was withheld in all of them."""
-    effects = [cancer_effects(m.explanation) for m in models]
+    each, means = effects(models), has_class_means(models)
     return {
-        cancer: rank_genes(np.array([e.slope[i] for e in effects]), np.array([e.importance[i] for e in effects]))
+        cancer: rank_genes(
+            np.array([e.effect[i] for e in each]), np.array([e.importance[i] for e in each]), means=means
+        )
         for i, cancer in enumerate(models[0].cancers)
     }
 
 
 def summarise(models: list[SavedModel], count: int = SHOWN) -> dict[str, Any]:
-    """The most important genes of each cancer type and how far folds agree, as plain numbers."""
+    """The first genes of each cancer type and how far folds agree, as plain numbers; `measure` is `slope` or `mean`."""
     ranked, genes = rankings(models), models[0].panel.genes
+    measure = "mean" if has_class_means(models) else "slope"
     cancers = {}
     for cancer, r in ranked.items():
         if r is not None:
             rows = [
                 {
                     "gene": genes[g],
-                    "slope": float(r.slope[g]),
+                    measure: float(r.effect[g]),
                     "sd": None if np.isnan(r.sd[g]) else float(r.sd[g]),
                     "agreement": float(r.agreement[g]),
                     "importance": float(r.importance[g]),
@@ -67,6 +90,7 @@ def summarise(models: list[SavedModel], count: int = SHOWN) -> dict[str, Any]:
             stability = {"folds": r.folds, "spearman": r.spearman, "top_overlap": r.overlap}
             cancers[cancer] = stability | {"genes": rows}
     return {
+        "measure": measure,
         "cancers": cancers,
         "withheld": [cancer for cancer, r in ranked.items() if r is None],
         "top": min(TOP, len(genes)),
@@ -79,12 +103,11 @@ def write_rankings(out: Path) -> tuple[dict[str, Any], list[Path]]:
 
     Returns the summary of `stability.json` and the files.
     """
-    models = read_models(out)
-    genes, files = models[0].panel.genes, []
+    models = attributed(read_models(out), out)
+    genes, files, stems = models[0].panel.genes, [], file_stems(models[0].cancers)
     for cancer, r in rankings(models).items():
         if r is not None:
-            name = re.sub(r"[^A-Za-z0-9_-]+", "-", cancer)  # a site has chosen it, and it becomes a path
-            files.append(_write_rnk(out / FOLDER / f"{name}.rnk", genes, r.score))
+            files.append(_write_rnk(out / FOLDER / f"{stems[cancer]}.rnk", genes, r.score))
     for m in models:
         slopes = expert_slopes(m.explanation)
         name = "all" if m.fold == ALL_PATIENTS else str(m.fold)
@@ -94,6 +117,19 @@ def write_rankings(out: Path) -> tuple[dict[str, Any], list[Path]]:
     file = out / FOLDER / "stability.json"
     write_text(file, json.dumps(summary, indent=1))
     return summary, [*files, file]
+
+
+def file_stems(cancers: tuple[str, ...]) -> dict[str, str]:
+    """Each cancer type or class as part of a path: sites have chosen the names, and `ER+` and `ER-` must not share one."""
+    stems: dict[str, str] = {}
+    for cancer in cancers:
+        plain = stem = re.sub(r"[^A-Za-z0-9_-]+", "-", cancer)
+        n = 1
+        while stem.lower() in {s.lower() for s in stems.values()}:  # some file systems do not tell case
+            n += 1
+            stem = f"{plain}-{n}"
+        stems[cancer] = stem
+    return stems
 
 
 def _write_rnk(path: Path, genes: tuple[str, ...], score: np.ndarray) -> Path:

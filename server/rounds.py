@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part, under
-from oncofed.common.metrics import macro_f1, mean_within_cancer
+from oncofed.common.class_metrics import balanced_accuracy, class_shapes, macro_auroc, macro_f1
+from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
@@ -116,8 +117,8 @@ class Rounds:
 
     def _shapes(self, final: bool) -> dict[str, tuple[int, ...]]:
         c, survival = len(self.inquiry.cancers), self.inquiry.study.task.kind == "survival"
-        shapes: dict[str, tuple[int, ...]] = {"patients": (c,), "loss": (c,)}
-        shapes |= dict.fromkeys(("events", "concordant", "comparable"), (c,)) if survival else {"confusion": (c, c)}
+        by_cancer = ("patients", "loss", "events", "concordant", "comparable")
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(by_cancer, (c,)) if survival else class_shapes(c)
         if final:
             for group, n in self.strategy.mixtures.items():
                 shapes |= {f"routing/{group}": (c, n), f"first/{group}": (c, n)}
@@ -166,10 +167,12 @@ class Rounds:
 
 
 def headline(evaluation: Sum, name: str) -> dict[str, float]:
-    """Mean loss and the score of scored patients; a score that is unknown (no pairs) is left out, JSON has no NaN."""
+    """Mean loss and the scores of scored patients; a score that is unknown (no pairs) is left out, JSON has no NaN."""
     out = {f"{name}_loss": float(evaluation["loss"].sum() / max(evaluation["patients"].sum(), 1.0))}
     if "confusion" in evaluation:
-        score, key = macro_f1(evaluation["confusion"]), "macro_f1"
+        table = evaluation["confusion"]
+        scores = {"macro_f1": float(macro_f1(table)), "balanced_accuracy": float(balanced_accuracy(table))}
+        scores["macro_auroc"] = float(macro_auroc(evaluation["ranking"]))
     else:
-        score, key = mean_within_cancer(evaluation["concordant"], evaluation["comparable"]), "c_index"
-    return out if math.isnan(score) else out | {f"{name}_{key}": score}
+        scores = {"c_index": mean_within_cancer(evaluation["concordant"], evaluation["comparable"])}
+    return out | {f"{name}_{key}": score for key, score in scores.items() if not math.isnan(score)}

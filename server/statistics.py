@@ -11,7 +11,7 @@ from oncofed.common.blocks import Sum
 from oncofed.common.covariates import input_names
 from oncofed.common.scaling import MIN_SD, POWERS, Scaling
 from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_log_baseline
-from oncofed.common.tables import scale_prefix, sum_prefix, table_widths
+from oncofed.common.tables import CLASSES, scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
 
 log = logging.getLogger("oncofed.server")
@@ -22,7 +22,8 @@ POWER_BITS = 20
 
 @dataclass(frozen=True)
 class Frame:
-    """How every site looks at patients in a fold: `arrays` (scaling, covariate mean and deviation) and the time grid."""
+    """How every site looks at patients in a fold: `arrays` (scaling, covariate mean and deviation, in a classification the
+    patients of each class) and the time grid."""
 
     arrays: Sum
     grid: TimeGrid
@@ -43,6 +44,8 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
         shapes |= {sum_prefix(m) + k: (count, width) for k in ("n", "sum", "squares")}
     shapes |= {f"covariate_{k}": (covariates,) for k in ("n", "sum", "squares")}
     shapes |= {"events": (cancers, edges), "exposure": (cancers, edges)}
+    classification = study.task.kind == "classification"
+    shapes |= {CLASSES: (cancers,)} if classification else {}
     total = inquiry.add_up(wire.STATISTICS, {"genes": list(inquiry.panel.genes)}, None, shapes)
     scales = {}
     for m in widths:
@@ -55,7 +58,7 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
         scales = _with_powers(inquiry, scales, widths, count)
     grid = TimeGrid.from_events(total["events"].sum(0), study.task.intervals)
     baseline = initial_log_baseline(coarsen(total["events"], grid), coarsen(total["exposure"], grid))
-    arrays = covariate_scale(total)
+    arrays = covariate_scale(total) | ({CLASSES: total[CLASSES]} if classification else {})
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
     return Frame(arrays, grid), baseline.astype(np.float32)

@@ -13,18 +13,32 @@ import pandas as pd
 import pandera.pandas as pa
 from oncofed.client.data.check_images import check_pathology, has_images
 from oncofed.client.data.findings import SiteReport, check_patients, check_table, file_name, some
-from oncofed.client.data.read import OUTCOME, REQUIRED, read_alterations, read_clinical, read_expression
+from oncofed.client.data.read import (
+    OUTCOME,
+    REQUIRED,
+    all_text,
+    expression_table,
+    not_genes,
+    read_alterations,
+    read_clinical,
+    wordy_cells,
+)
 from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, SiteFolder, Unit
+from oncofed.client.data.units import impossible
 from oncofed.common.cancers import CANCER_TYPES
 from oncofed.common.errors import Refusal
+from oncofed.common.gene_names import Naming, approve
 from oncofed.common.panel import GenePanel
 
 EXTREME: dict[Unit, float] = {"counts": 1e8, "tpm": 1e6, "log2": 40.0, "zscore": 100.0}
 """Largest plausible absolute value by unit; beyond it the declared unit is usually wrong."""
 
 
-def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
-    """Read everything in `folder` and report; raises nothing for a fault of the data."""
+def check_site(folder: Path, panel: GenePanel | None = None, naming: Naming = "as_given") -> SiteReport:
+    """Read everything in `folder` and report; raises nothing for a fault of the data.
+
+    With `naming` "symbols" genes are held against the panel as a study with `panel.names = "symbols"` does.
+    """
     report = SiteReport(folder.name)
     try:
         site = SiteFolder.open(folder)
@@ -41,7 +55,7 @@ def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
     _check_clinical(report, site, clinical)
     patients = pd.Index(clinical["patient"].dropna().unique().astype(str))
     checks: dict[str, Callable[[SiteReport, SiteFolder, pd.Index], None]] = {
-        "expression": partial(_check_expression, panel=panel),
+        "expression": partial(_check_expression, panel=panel, naming=naming),
         "pathology": check_pathology,
         "alterations": _check_alterations,
     }
@@ -71,6 +85,7 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
     number = {c: pd.to_numeric(table[c], errors="coerce") for c in OUTCOME if c in table.columns}
     numeric = table.assign(**number, cancer_type=table["cancer_type"].astype("string"))
     text = {c: int((number[c].isna() & table[c].notna()).sum()) for c in number}
+    without = table[list(number)].isna().all(axis=1) & bool(number)
     remedies = {
         ("patient", "missing"): "give every row a patient identifier",
         ("patient", "unique"): "keep one row a patient",
@@ -83,6 +98,7 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
     }
     check = {
         "missing": pa.Check(lambda s: s.notna(), name="missing", error="missing values", ignore_na=False),
+        "outcome": pa.Check(lambda s: s.notna() | without, name="missing", error="missing values", ignore_na=False),
         "positive": pa.Check(lambda s: s > 0, name="positive", error="zero or negative times"),
         "binary": pa.Check(lambda s: s.isin([0, 1]), name="binary", error="values other than 0 and 1"),
         "known": pa.Check(lambda s: s.isin(known), name="known", error="unknown cancer types"),
@@ -96,7 +112,7 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
             "patient": pa.Column(None, [check["missing"], check["unique"]], nullable=True),
             "cancer_type": pa.Column(None, [check["missing"], check["known"]], nullable=True),
         }
-        | {c: pa.Column(None, [check["missing"], check[rule]], nullable=True) for c, rule in rules.items()}
+        | {c: pa.Column(None, [check["outcome"], check[rule]], nullable=True) for c, rule in rules.items()}
     )
     for column, count in text.items():
         report.error(file, column, count, "values that are not numbers", "export plain numbers")
@@ -113,6 +129,13 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
                 near = [difflib.get_close_matches(c.upper(), known, 1) for c in codes[:5]]
                 problem += f" {codes[:5]}" + (f" (nearest: {[n[0] for n in near if n]})" if any(near) else "")
             report.error(file, str(column), count, problem, remedies[str(column), key])
+    report.warn(
+        file,
+        ", ".join(OUTCOME),
+        int(without.sum()),
+        "patients without an outcome",
+        "they take part in classification; a survival study leaves them out",
+    )
     counts = table["cancer_type"].value_counts()
     types = ", ".join(f"{c} {n}" for c, n in counts.items())
     if number:
@@ -128,14 +151,23 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
         report.facts["covariates"] = ", ".join(f"{c} ({table[c].isna().mean():.0%} missing)" for c in covariates[:12])
 
 
-def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
+def _check_expression(
+    report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None, naming: Naming
+) -> None:
     file = file_name(site, EXPRESSION)
     if site.find(EXPRESSION) is None and has_images(site):
         report.facts["expression"] = "none"
         report.warn(file, "", 1, "no expression", "the site takes part in multimodal studies only")
         return
-    table = read_expression(site, patients)
+    table, about = expression_table(site, patients)
     report.facts["expression"] = f"{len(table)} patients x {table.shape[1]} genes"
+    report.warn(
+        file,
+        some(about),
+        len(about),
+        "columns of text that are no patients",
+        "they are left out; mend the cells if they are patients",
+    )
     check_patients(report, file, table.index, patients, missing_level="warning")
     report.error(
         file,
@@ -144,20 +176,10 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
         "duplicate genes",
         "keep one column a gene (sum counts, average the rest)",
     )
-    text = [c for c, kind in zip(table.columns, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)]
-    values = table.apply(pd.to_numeric, errors="coerce") if text else table
-    if text:
-        numeric = table.loc[:, table.columns.isin(text)]
-        bad = int((numeric.apply(pd.to_numeric, errors="coerce").isna() & numeric.notna()).to_numpy().sum())
-        genes = text if bad < len(table) * len(text) else text[:0]
-        report.error(
-            file,
-            some(genes or text),
-            bad,
-            "cells that are not numbers",
-            "export plain numbers; write missing values as empty cells",
-        )
-    x = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    odd = not_genes(table.columns)
+    report.error(file, some(odd), len(odd), "columns that are no genes", "leave out what is no gene's expression")
+    table = _numbers(report, file, table)
+    x = table.to_numpy(dtype=np.float64, na_value=np.nan)
     rate = np.isnan(x).mean(axis=0) if len(x) else np.zeros(x.shape[1])
     report.warn(
         file,
@@ -168,22 +190,8 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
     )
     report.error(file, "", int(np.isinf(x).sum()), "infinite cells", "write missing values as empty cells")
     unit = site.description.expression_unit
-    if unit != "zscore":
-        report.error(
-            file,
-            "",
-            int((x < 0).sum()),
-            f"negative cells, impossible for {unit}",
-            "correct expression_unit in site.toml",
-        )
-    if unit == "counts":
-        report.error(
-            file,
-            "",
-            int((np.isfinite(x) & (x != np.floor(x))).sum()),
-            "cells that are not whole numbers, impossible for counts",
-            "correct expression_unit in site.toml",
-        )
+    for count, what, remedy in impossible(x, unit):
+        report.error(file, "", count, f"{what}, impossible for {unit}", remedy)
     over = np.abs(x) > EXTREME[unit]
     report.warn(
         file,
@@ -195,24 +203,46 @@ def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, 
     if unit == "log2" and x.size and np.nanmax(x) <= 1.0:
         report.warn(file, "", 1, "log2 values never exceed 1", "check expression_unit; the table may be scaled already")
     if panel is not None:
-        lacking = [g for g in panel.genes if g not in set(table.columns)]
-        report.facts["panel"] = f"{len(panel) - len(lacking)} of {len(panel)} genes"
-        if len(lacking) == len(panel):
-            report.error(
-                file,
-                "genes",
-                len(lacking),
-                "no gene of the panel",
-                "use the panel's identifiers (symbols or Ensembl ids)",
-            )
-        else:
-            report.warn(
-                file,
-                some(lacking),
-                len(lacking),
-                "genes of the panel that the site lacks",
-                "they will be filled with the federation's mean",
-            )
+        _check_panel(report, file, table.columns, panel, naming)
+
+
+def _numbers(report: SiteReport, file: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its cells as numbers, NaN where they are none, without columns that hold nothing but text."""
+    words = wordy_cells(table)
+    if not words.any():
+        return table
+    text = all_text(table)
+    slips = (words > 0).to_numpy() & ~text
+    report.error(
+        file, some(table.columns[text]), int(text.sum()), "columns of text", "leave out what is no gene's expression"
+    )
+    report.error(
+        file,
+        some(table.columns[slips]),
+        int(words[slips].sum()),
+        "cells that are not numbers",
+        "export plain numbers; write missing values as empty cells",
+    )
+    return table.loc[:, ~text].apply(pd.to_numeric, errors="coerce")
+
+
+def _check_panel(report: SiteReport, file: str, columns: pd.Index, panel: GenePanel, naming: Naming) -> None:
+    """Genes of the panel that the site lacks, and whether other names for genes would find them."""
+
+    def lacking(naming: Naming) -> list[str]:
+        here = set(approve(columns, naming))
+        return [g for g, name in zip(panel.genes, approve(panel.genes, naming), strict=True) if name not in here]
+
+    missing = lacking(naming)
+    report.facts["panel"] = f"{len(panel) - len(missing)} of {len(panel)} genes"
+    renamed = len(missing) - len(lacking("symbols")) if missing and naming == "as_given" else 0
+    hint = f"; a study with panel.names = 'symbols' finds {renamed} of them" if renamed else ""
+    if len(missing) == len(panel):
+        remedy = f"use the panel's identifiers (symbols or Ensembl ids){hint}"
+        report.error(file, "genes", len(missing), "no gene of the panel", remedy)
+    else:
+        remedy = f"they will be filled with the federation's mean{hint}"
+        report.warn(file, some(missing), len(missing), "genes of the panel that the site lacks", remedy)
 
 
 def _check_alterations(report: SiteReport, site: SiteFolder, patients: pd.Index) -> None:

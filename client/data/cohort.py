@@ -24,6 +24,7 @@ from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.data.units import FAMILY, harmonise
 from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
+from oncofed.common.gene_names import Naming, approve, naming_version
 from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import deal_folds
@@ -31,7 +32,7 @@ from oncofed.common.study import Study
 
 log = logging.getLogger("oncofed.client")
 
-FORMAT = 4
+FORMAT = 6
 """Raised when the meaning of the cached arrays changes."""
 
 NOTHING_BESIDE = BesideTables(pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=str))
@@ -91,7 +92,7 @@ class Cohort:
 
 def with_modalities(cohort: Cohort, study: Study) -> Cohort:
     """Patients who have one of the study's modalities at least."""
-    if study.model.name == "gene_moe":
+    if not study.multimodal:
         return cohort
     rows = np.any([cohort.has(m) for m in study.modalities], axis=0)
     return cohort if rows.all() else cohort.select(rows)
@@ -99,13 +100,19 @@ def with_modalities(cohort: Cohort, study: Study) -> Cohort:
 
 @dataclass(frozen=True)
 class CohortKey:
-    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds."""
+    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds.
+
+    `gene_names` is the version of the table of approved symbols, empty where genes are named as files have them.
+    """
 
     files: str
     panel: str
+    gene_names: str
     cancers: tuple[str, ...]
     covariates: tuple[str, ...]
     outcome: bool
+    label: str
+    of: tuple[str, ...]
     folds: int
     seed: int
     multimodal: bool
@@ -126,14 +133,17 @@ def cohort_key(
     site: SiteFolder, study: Study, panel: GenePanel, cancers: tuple[str, ...], beside: Beside = NO_BESIDE
 ) -> CohortKey:
     """The key of a site's cohort as its files stand now."""
-    outcome, multimodal = study.task.kind == "survival", study.model.name == "path_gptomic"
+    outcome, multimodal = study.task.kind == "survival", study.multimodal
     files = fingerprint(site, multimodal)
     return CohortKey(
         files,
         panel.hash,
+        naming_version(study.panel.names),
         cancers,
         study.panel.covariates,
         outcome,
+        study.task.label,
+        study.of,
         study.splits.folds,
         study.seed,
         multimodal,
@@ -161,7 +171,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     whichever modalities a study then uses, so that studies of one and of several modalities can be paired.
     """
     cancers = key.cancers
-    clinical = clinical_by_patient(site, outcome=key.outcome)
+    clinical = clinical_by_patient(site, outcome=key.outcome, label=key.label, of=key.of)
     usable = clinical["cancer_type"].isin(cancers)
     time = event = pd.Series(0.0, index=clinical.index)
     if key.outcome:
@@ -172,7 +182,8 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     patients: list[str] = []
     x = np.zeros((0, len(panel)), dtype=np.float32)
     if not key.multimodal or site.find(EXPRESSION) is not None:
-        patients, x = expression_of(site, clinical.index, wanted, panel)
+        naming: Naming = "symbols" if key.gene_names else "as_given"
+        patients, x = expression_of(site, clinical.index, wanted, panel, naming)
     beside = NOTHING_BESIDE
     if key.multimodal:
         beside = read_beside(
@@ -247,9 +258,14 @@ def scgpt_folder(site: SiteFolder) -> Path:
     return folder
 
 
-def clinical_by_patient(site: SiteFolder, *, outcome: bool) -> pd.DataFrame:
-    """The clinical table by patient; rows without a name are left out, a name that stands twice is refused."""
-    table = read_clinical(site, outcome=outcome)
+def clinical_by_patient(
+    site: SiteFolder, *, outcome: bool, label: str = "cancer_type", of: tuple[str, ...] = ()
+) -> pd.DataFrame:
+    """The clinical table by patient; rows without a name are left out, a name that stands twice is refused.
+
+    With another `label` than the cancer type, that column takes its place, for patients of the cancer types `of`.
+    """
+    table = read_clinical(site, outcome=outcome, label=label, of=of)
     table = table[table["patient"].notna()].assign(patient=lambda t: t["patient"].astype(str)).set_index("patient")
     if table.index.duplicated().any():
         raise Refusal(
@@ -259,29 +275,22 @@ def clinical_by_patient(site: SiteFolder, *, outcome: bool) -> pd.DataFrame:
 
 
 def expression_of(
-    site: SiteFolder, names: pd.Index, wanted: pd.Index, panel: GenePanel
+    site: SiteFolder, names: pd.Index, wanted: pd.Index, panel: GenePanel, naming: Naming = "as_given"
 ) -> tuple[list[str], np.ndarray]:
     """Those of `wanted` who have expression, in order, and their values `[N, G]` on a log-like scale, NaN where missing.
 
-    `names` are all patients of the clinical table: they tell which axis of the expression table is the patients'.
+    `names` are all patients of the clinical table: they tell which axis of the expression table is the patients'. With
+    `naming` "symbols" the panel's genes are found under whichever names the site has for them.
     """
-    expression = read_expression(site, names)
-    if expression.index.duplicated().any() or expression.columns.duplicated().any():
-        raise Refusal(
-            f"site {site.name}: duplicate patients or genes in the expression table; run `oncofed site check`"
-        )
+    expression = read_expression(site, names, naming)
     patients = sorted(wanted.intersection(expression.index))
-    try:
-        values = expression.loc[patients].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError):
-        raise Refusal(
-            f"site {site.name}: the expression table holds cells that are not numbers; run `oncofed site check`"
-        ) from None
+    values = expression.loc[patients].to_numpy(dtype=np.float64, copy=True)
     values[np.isinf(values)] = np.nan
     whole = pd.DataFrame(
         harmonise(values, site.description.expression_unit), index=patients, columns=expression.columns
     )
-    return patients, whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
+    # the panel's too: it may come from a table of names of another year than the site's
+    return patients, whole.reindex(columns=approve(panel.genes, naming)).to_numpy(dtype=np.float32)
 
 
 def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str) -> np.ndarray:

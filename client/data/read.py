@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
+from oncofed.client.data.units import impossible, one_column_a_gene
 from oncofed.common.errors import Refusal
+from oncofed.common.gene_names import Naming, approve
 
 OUTCOME = ("time", "event")
 REQUIRED = ("patient", "cancer_type", *OUTCOME)
+COUNTER_ROWS = ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous")
+"""Summary rows that STAR writes among the genes; htseq-count's begin with two underscores."""
 
 
 def read_table(path: Path, **csv: Any) -> pd.DataFrame:
@@ -19,18 +25,21 @@ def read_table(path: Path, **csv: Any) -> pd.DataFrame:
         if path.name.endswith(".parquet"):
             return pd.read_parquet(path)
         return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",", encoding="utf-8-sig", **csv)
-    except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut short, or is none
         raise Refusal(
             f"{path.parent.name}/{path.name} cannot be read as {path.suffix.lstrip('.')} ({type(error).__name__}); export it again"
         ) from None
 
 
-def read_clinical(site: SiteFolder, *, outcome: bool = True) -> pd.DataFrame:
+def read_clinical(
+    site: SiteFolder, *, outcome: bool = True, label: str = "cancer_type", of: tuple[str, ...] = ()
+) -> pd.DataFrame:
     """The clinical table with patients as text in a column `patient`; raises on a missing file or column.
 
-    Without `outcome`, as for classification or for new patients, time and event may be absent.
+    Without `outcome`, as for classification or for new patients, time and event may be absent. With another `label`, its
+    column stands in the place of `cancer_type`, empty for patients of other cancer types than `of` (empty: of all).
     """
-    required = REQUIRED if outcome else REQUIRED[:2]
+    required = (REQUIRED if outcome else REQUIRED[:2]) + ((label,) if label != "cancer_type" else ())
     path = site.find(CLINICAL)
     if path is None:
         raise Refusal(
@@ -44,18 +53,53 @@ def read_clinical(site: SiteFolder, *, outcome: bool = True) -> pd.DataFrame:
         raise Refusal(
             f"site {site.name}: {path.name} lacks columns {missing} among its {table.shape[1]}; the first line must name them"
         )
+    if label != "cancer_type":
+        studied = table["cancer_type"].isin(of) if of else table["cancer_type"].notna()
+        table = table.assign(cancer_type=table[label].convert_dtypes().astype("string").where(studied).astype(object))
     return table.assign(patient=table["patient"].astype("string"))
 
 
-def read_expression(site: SiteFolder, patients: pd.Index) -> pd.DataFrame:
-    """Expression with patients in rows and genes in columns, cells as they stand in the file.
+def read_expression(site: SiteFolder, patients: pd.Index, naming: Naming = "as_given") -> pd.DataFrame:
+    """Numbers `[patients, genes]` in the site's unit, of those of `patients` whom the file has; NaN where a cell is empty.
+
+    With `naming` "symbols" columns go by approved symbols, and several of one gene become one. Raises `Refusal` on what
+    cannot be expression: names that stand twice, columns of text, cells that the declared unit rules out.
+    """
+    table, _ = expression_table(site, patients)
+    table, where = table[table.index.isin(patients)], f"site {site.name}: {_expression_file(site).name}"
+    twice = int(table.index.duplicated().sum() + table.columns.duplicated().sum())
+    if twice:
+        raise Refusal(f"{where} holds {twice} duplicate patients or genes; run `oncofed site check`")
+    odd = not_genes(table.columns)
+    if odd:
+        raise Refusal(f"{where} has {odd} among its genes; leave out what is no gene's expression")
+    unit = site.description.expression_unit
+    try:
+        x_NG = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError):
+        text = wordy_cells(table)
+        some = text.index[text > 0]
+        raise Refusal(
+            f"{where} holds {int(text.sum())} cells that are not numbers, in {len(some)} columns, e.g. {list(some[:3])}; leave out "
+            "columns that are no gene's expression, and write missing values as empty cells"
+        ) from None
+    # a logarithm of x, without the + 1, can be negative: `oncofed site check` asks, a study lets it be
+    wrong = impossible(x_NG, unit) if unit != "log2" else []
+    if wrong:
+        faults = "; ".join(f"{count} {what}, impossible for {unit}: {remedy}" for count, what, remedy in wrong)
+        raise Refusal(f"{where} holds, among {x_NG.size} cells, {faults}")
+    names = approve(table.columns, naming)
+    return one_column_a_gene(pd.DataFrame(x_NG, index=table.index, columns=names), unit)
+
+
+def expression_table(site: SiteFolder, patients: pd.Index) -> tuple[pd.DataFrame, list[str]]:
+    """Expression with patients in rows and genes in columns, cells as they stand in the file, and what was left out.
 
     The axis that holds names of `patients` (from the clinical table) is the patients' axis. Where both axes or neither
-    do, `orientation` in site.toml must say it.
+    do, `orientation` in site.toml must say it. Where genes are in rows, columns of text that are no patients' (a gene's name
+    beside its id) are left out; their names come second.
     """
-    path = site.find(EXPRESSION)
-    if path is None:
-        raise Refusal(f"site {site.name}: no expression table; add one of {', '.join(EXPRESSION)}")
+    path = _expression_file(site)
     # names as text: read as numbers, a leading zero would be lost and the patient with it
     table = (
         _read_h5ad(path)
@@ -63,11 +107,43 @@ def read_expression(site: SiteFolder, patients: pd.Index) -> pd.DataFrame:
         else indexed_by_patient(read_table(path, low_memory=False, dtype={0: str}))
     )
     table.index, table.columns = table.index.astype(str), table.columns.astype(str)
-    table = table.T if patients_in_columns(site, path, table, patients) else table
-    outcome = [c for c in REQUIRED if c in table.columns]
-    if outcome:
-        raise Refusal(f"site {site.name}: {path.name} has {outcome} among its genes; leave clinical columns out of it")
-    return table
+    if not patients_in_columns(site, path, table, patients):
+        return table, []
+    about = all_text(table) & ~table.columns.isin(patients)
+    return table.loc[:, ~about].T, table.columns[about].tolist()
+
+
+def wordy_cells(table: pd.DataFrame) -> pd.Series:
+    """How many cells of each column are filled, but not with numbers; counts by column."""
+    counts = np.zeros(table.shape[1], dtype=np.int64)
+    for i, kind in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            cells = table.iloc[:, i].astype(object)
+            counts[i] = int((pd.to_numeric(cells, errors="coerce").isna() & cells.notna()).sum())
+    return pd.Series(counts, index=table.columns)
+
+
+def all_text(table: pd.DataFrame) -> np.ndarray:
+    """Which columns hold words alone: no numbers, and not nothing; booleans."""
+    words = wordy_cells(table)
+    return ((words > 0) & (words == table.notna().sum())).to_numpy()
+
+
+def is_counter_row(gene: str) -> bool:
+    """Whether a row is a counter's summary, not a gene."""
+    return gene.startswith("__") or gene in COUNTER_ROWS
+
+
+def not_genes(columns: pd.Index) -> list[str]:
+    """Columns that would leave the hospital as genes and are none: clinical ones and a counter's summary."""
+    return [c for c in columns if c in REQUIRED or is_counter_row(c)]
+
+
+def _expression_file(site: SiteFolder) -> Path:
+    path = site.find(EXPRESSION)
+    if path is None:
+        raise Refusal(f"site {site.name}: no expression table; add one of {', '.join(EXPRESSION)}")
+    return path
 
 
 def patients_in_columns(site: SiteFolder, path: Path, table: pd.DataFrame, patients: pd.Index) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from oncofed.client.data.site import Unit
 
 CLIP = 5.0
@@ -36,3 +37,38 @@ def harmonise(x: np.ndarray, unit: Unit) -> np.ndarray:
 def signed_log(x: np.ndarray) -> np.ndarray:
     """sign(x) log(1 + |x|): what is small stays as it is, what reaches millions comes near."""
     return np.sign(x) * np.log1p(np.abs(x))
+
+
+def impossible(x: np.ndarray, unit: Unit) -> list[tuple[int, str, str]]:
+    """Cells of an expression table that the unit rules out: how many, what they are, the remedy; empty where all is well."""
+    negative = int((x < 0).sum()) if unit != "zscore" else 0
+    broken = int((np.isfinite(x) & (x != np.floor(x))).sum()) if unit == "counts" else 0
+    found = [
+        (negative, "negative cells", "correct expression_unit in site.toml"),
+        (
+            broken,
+            "cells that are not whole numbers",
+            "round the expected counts of RSEM, or declare tpm or log2 in site.toml",
+        ),
+    ]
+    return [f for f in found if f[0]]
+
+
+def one_column_a_gene(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:
+    """Columns of one name, patients in rows, made one where the first of them stood.
+
+    Counts and tpm are added, log2 as tpm before its logarithm, z-scores averaged; what is missing in some is taken from
+    the others. So a patient's library, the sum of all counts, stays what it was.
+    """
+    several = table.columns.duplicated(keep=False)
+    if not several.any():
+        return table
+    order = table.columns.unique()
+    parts = table.loc[:, several].T
+    if unit == "log2":
+        parts = np.exp2(parts) - 1.0
+    genes = parts.groupby(level=0)
+    merged = genes.mean() if unit == "zscore" else genes.sum(min_count=1)
+    if unit == "log2":
+        merged = np.log2(merged.clip(lower=0.0) + 1.0)
+    return pd.concat([table.loc[:, ~several], merged.T], axis=1)[order]

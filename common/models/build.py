@@ -12,10 +12,11 @@ from oncofed.common.models.branches import AlterationEncoder, TileEncoder
 from oncofed.common.models.gene_moe import FIRST_LAYER, Encoder, EncoderSettings, GeneMOE
 from oncofed.common.models.heads import ClassHead, LinearRisk, SurvivalHead
 from oncofed.common.models.path_gptomic import JOINT, Branch, FusionHead, PathGPTOmic, latent_of
+from oncofed.common.models.t_gem import TGEM, AttentionLayer, GeneNorm
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 
-Predictor = GeneMOE | PathGPTOmic
+Predictor = GeneMOE | PathGPTOmic | TGEM
 """A model that scores patients."""
 
 Model = Predictor | GeneAutoencoder
@@ -52,30 +53,41 @@ def build_empty(study: Study, sizes: Sizes, device: torch.device, *, phase: str 
 
 
 def _build(study: Study, sizes: Sizes, phase: str) -> Model:
+    if study.model.name == "t_gem":
+        return _t_gem(study, sizes)
     encoder = _encoder(study, sizes, adapters=phase == TRAIN and study.training.first_layer == "adapters")
     if phase == PRETRAIN:
         return GeneAutoencoder(encoder, sizes.expression, sizes.cancers, critic=study.pretraining.critic)
     if study.training.first_layer in ("frozen", "adapters"):
         for name, p in encoder.named_parameters():
             p.requires_grad_(name not in FIRST_LAYER)
-    if study.model.name == "path_gptomic":
+    if study.multimodal:
         return _path_gptomic(study, sizes, encoder)
     # A pre-trained encoder has features already: the head starts at 0, so that risks do.
-    scale = 0.0 if study.pretraining.rounds else 1.0
-    latent, covariates = encoder.settings.latent, sizes.covariates
-    head: SurvivalHead | ClassHead
-    if study.task.kind == "classification":
-        head = ClassHead(latent=latent, classes=len(sizes.cancers), covariates=covariates, scale=scale)
-    else:
-        head = SurvivalHead(
-            latent=latent,
-            cancers=len(sizes.cancers),
-            intervals=sizes.intervals,
-            own=study.model.cancer_head,
-            covariates=covariates,
-            scale=scale,
-        )
+    head = _head(study, sizes, encoder.settings.latent, scale=0.0 if study.pretraining.rounds else 1.0)
     return GeneMOE(encoder, head, sizes.cancers)
+
+
+def _head(study: Study, sizes: Sizes, latent: int, *, scale: float) -> SurvivalHead | ClassHead:
+    """The head of a model whose features are `latent` numbers; `scale` is a factor on its first weights."""
+    if study.task.kind == "classification":
+        return ClassHead(latent=latent, classes=len(sizes.cancers), covariates=sizes.covariates, scale=scale)
+    return SurvivalHead(
+        latent=latent,
+        cancers=len(sizes.cancers),
+        intervals=sizes.intervals,
+        own=study.model.cancer_head,
+        covariates=sizes.covariates,
+        scale=scale,
+    )
+
+
+def _t_gem(study: Study, sizes: Sizes) -> TGEM:
+    m, genes = study.model, sizes.genes
+    layers = [AttentionLayer(genes, m.heads, head_mix=m.head_mix, to_self=m.self_attention) for _ in range(m.layers)]
+    norms = [GeneNorm(genes) for _ in range(min(1, m.layers) if m.shared_norm else m.layers)]
+    head = _head(study, sizes, genes, scale=m.first_layer_scale)
+    return TGEM(layers, norms, head, sizes.cancers, activation=m.activation, dropout=m.dropout)
 
 
 def _path_gptomic(study: Study, sizes: Sizes, encoder: Encoder) -> PathGPTOmic:

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from oncofed.common.blocks import Blocks
-from oncofed.common.models.heads import BY_CANCER, ClassHead, SurvivalHead
+from oncofed.common.models.heads import BY_CANCER, ClassHead, SurvivalHead, class_blocks
 from oncofed.common.models.inputs import Inputs
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer, NoisyTopKGate, balance_penalty, dropout
 from oncofed.common.models.output import ModelOutput
@@ -153,14 +153,25 @@ class GeneMOE(nn.Module):
         return self.encoder.removable()
 
     def blocks(self) -> Blocks:
-        """Experts row by row; one block a cancer type for its baseline, coefficients and gate row; the rest as the trunk."""
-        by_cancer = cancer_blocks(self.cancers)
-        return owned(self, lambda name, rows: by_cancer if name.removeprefix("head.") in BY_CANCER else "trunk")
+        """Experts row by row; one block a cancer type for its baseline, coefficients and gate row, or a class for its row of
+        the head; the rest as the trunk."""
+
+        def owner(name: str, rows: int) -> str | tuple[str, ...]:
+            return head_owner(self.head, name.removeprefix("head."), self.cancers)
+
+        return owned(self, owner)
 
 
 def cancer_blocks(cancers: tuple[str, ...], modality: str = "") -> tuple[str, ...]:
     """The block of each cancer type, or of its patients who have a modality."""
     return tuple(f"cancer/{c}@{modality}" if modality else f"cancer/{c}" for c in cancers)
+
+
+def head_owner(head: SurvivalHead | ClassHead, name: str, cancers: tuple[str, ...]) -> str | tuple[str, ...]:
+    """The block of one of a head's parameters."""
+    if name in BY_CANCER:
+        return cancer_blocks(cancers)
+    return class_blocks(cancers) if name in head.by_class else "trunk"
 
 
 def owned(model: nn.Module, other: Callable[[str, int], str | tuple[str, ...]]) -> Blocks:

@@ -14,6 +14,11 @@ BY_CANCER = ("log_baseline", "own", "covariates.own")
 """Parameters of a head with one row a cancer type: that cancer's block."""
 
 
+def class_blocks(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The block of each class: its row of a head of classes."""
+    return tuple(f"class/{c}" for c in classes)
+
+
 class Covariates(nn.Module):
     """Linear branch of clinical covariates: coefficients that all cancer types share, plus each cancer's own, from 0."""
 
@@ -53,6 +58,8 @@ class LinearRisk(nn.Module):
 class SurvivalHead(LinearRisk):
     """Linear risk, clinical covariates, and log baselines [C, K]."""
 
+    by_class: tuple[str, ...] = ()
+
     def __init__(self, *, latent: int, cancers: int, intervals: int, own: float, covariates: int, scale: float) -> None:
         super().__init__(latent, cancers=cancers, own=own, scale=scale)
         self.covariates = Covariates(covariates, 1, cancers) if covariates else None
@@ -67,6 +74,9 @@ class SurvivalHead(LinearRisk):
 
 class ClassHead(nn.Module):
     """Class logits [B, classes], linear in the latent vector and the covariates; the cancer type is not shown to it."""
+
+    by_class = ("linear.weight", "linear.bias")
+    """Parameters with one row a class: that class's block."""
 
     def __init__(self, *, latent: int, classes: int, covariates: int, scale: float) -> None:
         super().__init__()

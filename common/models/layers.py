@@ -1,4 +1,4 @@
-"""Layers that the models share: the gate, stacked experts, and scalar-token attention.
+"""Layers that the models share: the gate, stacked experts, and experts of attention.
 
 Shapes: B patients, G inputs, D width, E experts, K experts chosen for a patient.
 Randomness (dropout, gate noise) comes only from the generator that is passed in, never from a global state, so a site's
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from oncofed.common.models.attention import scalar_token_attention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -155,15 +156,6 @@ class ExpertLayer(nn.Module):
         return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(
             0, patient, weighted_ND
         )
-
-
-def scalar_token_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over D tokens with scalar query, key and value: o_i = sum_j softmax_j(q_i k_j) v_j, for `[..., D]`.
-
-    Each patient attends within itself only. Runs in float32: bfloat16 destroys the branch (t_gem.md, fact 7).
-    """
-    q, k, v = (t.float().unsqueeze(-1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(-1)
 
 
 class AttentionExperts(nn.Module):

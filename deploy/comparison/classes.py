@@ -1,66 +1,115 @@
-"""Scoring of classification: macro-F1 and accuracy over cancer types, F1 of each type, and who is taken for whom.
+"""Scoring of classification from predictions: macro-F1 and its like, each class's own scores, and who is taken for whom.
 
-Every score is computed within a fold and averaged over folds. Tables hold one row a patient and fold: site, fold, patient,
-cancer_type, split, predicted, p_<cancer type>. Shapes: C cancer types, D draws.
+Scores are computed within a fold and averaged over folds; calibration, which few patients cannot show, over all folds'
+patients together. Tables hold one row a patient and fold: site, fold, patient, cancer_type, split, predicted, p_<class>; a
+class is a cancer type, or what stands in that column instead. Shapes: N patients, C classes, D draws.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from oncofed.common.metrics import class_f1
+from oncofed.common import class_metrics as cm
 from oncofed.common.splits import seed_from
 from oncofed.deploy.comparison.intervals import DRAWS, interval, nanmean
+from sklearn.metrics import roc_auc_score
 
 METHODS: tuple[str, ...] = ("pooled", "local", "logistic", "fedavg")
+
+LEAST = 1e-12
+"""A true class is given no less than this probability in the log-loss."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A point and its draws, or several of each: `macro_f1` and `accuracy` `[1 + D]`, `f1` `[1 + D, C]`; the point comes first."""
+    """A point and its draws `[1 + D]`, `f1` and `recall` of each class `[1 + D, C]`; the point comes first."""
 
     macro_f1: np.ndarray
+    balanced_accuracy: np.ndarray
+    mcc: np.ndarray
     accuracy: np.ndarray
     f1: np.ndarray
+    recall: np.ndarray
 
     @classmethod
     def of(cls, confusion: np.ndarray) -> Scores:
-        """From `[..., C, C]`, true types in rows."""
-        f1 = class_f1(confusion)
-        hits = np.trace(confusion, axis1=-2, axis2=-1)
-        return cls(np.nanmean(f1, axis=-1), hits / confusion.sum((-2, -1)), f1)
+        """From `[1 + D, C, C]`, true classes in rows."""
+        f1, recall = cm.class_f1(confusion), cm.class_recall(confusion)
+        return cls(
+            macro_f1=cm.mean_known(f1),
+            balanced_accuracy=cm.mean_known(recall),
+            mcc=cm.matthews(confusion),
+            accuracy=cm.accuracy(confusion),
+            f1=f1,
+            recall=recall,
+        )
 
 
 def draw_scores(table: pd.DataFrame, seed: int) -> Scores:
     """Scores of held-out patients, averaged over folds, with bootstrap draws over patients.
 
-    Patients are drawn within fold and cancer type by a seed of their own, so two methods meet the same draws.
+    Patients are drawn within fold and class by a seed of their own, so two methods meet the same draws.
     """
-    cancers = cancer_types(table)
+    names = class_names(table)
     folds = []
     for fold, part in _test(table).sort_values(["site", "patient"], kind="stable").groupby("fold"):
-        confusion = np.zeros((1 + DRAWS, len(cancers), len(cancers)))
+        confusion = np.zeros((1 + DRAWS, len(names), len(names)))
         for c, rows in part.groupby("cancer_type"):
             n, rng = len(rows), np.random.default_rng(seed_from(seed, "bootstrap", c, fold))
             weights = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
-            chosen = np.eye(len(cancers))[[cancers.index(p) for p in rows["predicted"]]]
-            confusion[:, cancers.index(str(c))] = np.vstack([np.ones(n), weights]) @ chosen
+            chosen = np.eye(len(names))[[names.index(p) for p in rows["predicted"]]]
+            confusion[:, names.index(str(c))] = np.vstack([np.ones(n), weights]) @ chosen
         folds.append(Scores.of(confusion))
-    return Scores(*(nanmean(np.array([getattr(s, name) for s in folds])) for name in ("macro_f1", "accuracy", "f1")))
+    return Scores(**{f.name: nanmean(np.array([getattr(s, f.name) for s in folds])) for f in fields(Scores)})
 
 
 def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Macro-F1, accuracy and the F1 of each type that was held out, with 95 % bootstrap intervals."""
-    s = draw_scores(table, seed)
-    f1 = dict(zip(cancer_types(table), s.f1.T, strict=True))
-    return {
-        "macro_f1": interval(float(s.macro_f1[0]), s.macro_f1[1:]),
-        "accuracy": interval(float(s.accuracy[0]), s.accuracy[1:]),
-        "by_class": {c: interval(float(v[0]), v[1:]) for c, v in f1.items() if not np.isnan(v[0])},
+    """Scores and, of each class that was held out, F1 (`by_class`) and recall, with 95 % bootstrap intervals.
+
+    AUROC, whole and by class, calibration error and log-loss are points.
+    """
+    s, names, auroc = draw_scores(table, seed), class_names(table), class_auroc(table)
+    out: dict[str, Any] = {
+        k: interval(float(v[0]), v[1:])
+        for k, v in (
+            ("macro_f1", s.macro_f1),
+            ("balanced_accuracy", s.balanced_accuracy),
+            ("mcc", s.mcc),
+            ("accuracy", s.accuracy),
+        )
     }
+    out |= {"macro_auroc": float(cm.mean_known(cm.mean_known(auroc), axis=0))} | _by_probability(table)
+    out |= {"by_class": {}, "recall": {}, "auroc": {}}
+    for i, name in enumerate(names):
+        if not np.isnan(s.f1[0, i]):
+            out["by_class"][name] = interval(float(s.f1[0, i]), s.f1[1:, i])
+            out["recall"][name] = interval(float(s.recall[0, i]), s.recall[1:, i])
+            out["auroc"][name] = float(cm.mean_known(auroc[:, i]))
+    return out
+
+
+def class_auroc(table: pd.DataFrame) -> np.ndarray:
+    """AUROC of each class against all others `[folds, C]`; NaN where a fold holds out none of its patients, or only those."""
+    folds = []
+    for _, part in _test(table).groupby("fold"):
+        probability = _probability(part)
+        own = _labels(part)[:, None] == np.arange(probability.shape[1])
+        known = own.any(0) & ~own.all(0)
+        folds.append(
+            [roc_auc_score(o, p) if k else np.nan for o, p, k in zip(own.T, probability.T, known, strict=True)]
+        )
+    return np.array(folds)
+
+
+def _by_probability(table: pd.DataFrame) -> dict[str, float]:
+    """Expected calibration error and log-loss of all held-out patients together."""
+    label, probability = _labels(_test(table)), _probability(_test(table))
+    true = np.take_along_axis(probability, label[:, None], 1)
+    ece = cm.calibration_error(cm.certainty_sums(label, probability))
+    return {"ece": ece, "log_loss": float(-np.log(np.maximum(true, LEAST)).mean())}
 
 
 def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, float]:
@@ -70,7 +119,7 @@ def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, 
 
 
 def site_table(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """By site: held-out patients, cancer types among them, and each method's accuracy."""
+    """By site: held-out patients, classes among them, and each method's accuracy."""
     rows: dict[str, dict[str, Any]] = {}
     for method, table in tables.items():
         for site, part in _test(table).groupby("site"):
@@ -80,17 +129,37 @@ def site_table(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     return [rows[site] for site in sorted(rows)]
 
 
-def further(table: pd.DataFrame) -> dict[str, Any]:
-    """The confusion matrix over all folds: counts of held-out patients, true types in rows, predicted ones in columns."""
-    cancers, test = cancer_types(table), _test(table)
-    counts = pd.crosstab(test["cancer_type"], test["predicted"]).reindex(index=cancers, columns=cancers, fill_value=0)
-    return {"confusion": {"cancers": cancers, "counts": counts.to_numpy().tolist()}}
+def further(tables: dict[str, pd.DataFrame], main: str, seed: int) -> dict[str, Any]:
+    """The confusion matrix over all folds (counts of held-out patients, true classes in rows, predicted ones in columns), and
+    the paired differences of balanced accuracy."""
+    names, test, mine = class_names(tables[main]), _test(tables[main]), draw_scores(tables[main], seed)
+    counts = pd.crosstab(test["cancer_type"], test["predicted"]).reindex(index=names, columns=names, fill_value=0)
+    gaps = {
+        name: mine.balanced_accuracy - draw_scores(table, seed).balanced_accuracy
+        for name, table in tables.items()
+        if name != main
+    }
+    return {
+        "confusion": {"cancers": names, "counts": counts.to_numpy().tolist()},
+        "balanced_accuracy_differences": {name: interval(float(gap[0]), gap[1:]) for name, gap in gaps.items()},
+    }
 
 
-def cancer_types(table: pd.DataFrame) -> list[str]:
-    """The study's cancer types, as the predictions name them."""
+def class_names(table: pd.DataFrame) -> list[str]:
+    """The study's classes, as the predictions name them."""
     return [str(c).removeprefix("p_") for c in table.columns if str(c).startswith("p_")]
 
 
 def _test(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["split"] == "test"]
+
+
+def _labels(table: pd.DataFrame) -> np.ndarray:
+    """True classes `[N]` by their place."""
+    place = {name: i for i, name in enumerate(class_names(table))}
+    return table["cancer_type"].astype(str).map(place).to_numpy(dtype=np.int64)
+
+
+def _probability(table: pd.DataFrame) -> np.ndarray:
+    """Probabilities `[N, C]`."""
+    return table[[f"p_{name}" for name in class_names(table)]].to_numpy(dtype=np.float64)

@@ -46,8 +46,8 @@ class Scoring(Protocol):
     def site_table(self, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
         """By site: patients, and each method's score within the site."""
 
-    def further(self, table: pd.DataFrame) -> dict[str, Any]:
-        """What a comparison holds beside scores, from the federation's own predictions."""
+    def further(self, tables: dict[str, pd.DataFrame], main: str, seed: int) -> dict[str, Any]:
+        """What a comparison holds beside scores and their differences; `main` names the federation's own predictions."""
 
 
 SCORING: dict[str, Scoring] = {"survival": survival, "classification": classes}
@@ -86,13 +86,13 @@ def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine 
         "balance": {name: folds for name, folds in branches.items() if folds},
         "sites": scoring.site_table(tables),
         "cohort": cohort_table(sites, tables[main]),
-    } | scoring.further(tables[main])
+    } | scoring.further(tables, main, study.seed)
 
 
 def check_methods(study: Study, methods: tuple[str, ...]) -> None:
     """Raise `ValueError` on a method that is unknown, or not for this study."""
     scoring = SCORING[study.task.kind]
-    known = (*scoring.METHODS, *(MULTIMODAL if study.model.name == "path_gptomic" else ()))
+    known = (*scoring.METHODS, *(MULTIMODAL if study.multimodal else ()))
     for method in methods:
         if study.task.kind == "survival":
             check_variant(study, method)

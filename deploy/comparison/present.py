@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 from oncofed.common.files import write_text
+from oncofed.server.report.classes import nouns
 from oncofed.server.report.render import render
 from rich import box
 from rich.console import Console
@@ -18,6 +19,15 @@ from rich.markup import escape
 from rich.table import Table
 
 log = logging.getLogger("oncofed.deploy")
+
+WIDTH = 80
+"""Columns of a terminal."""
+
+MISTAKES = 12
+"""Of many classes the pairs that are shown."""
+
+LEFT = ("method", "cancer", "site", "cancer type", "class", "true cancer type", "true class", "taken for")
+"""Columns of words."""
 
 
 def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
@@ -85,23 +95,52 @@ def _survival(comparison: dict[str, Any]) -> Iterator[Table | str]:
 
 def _classification(comparison: dict[str, Any]) -> Iterator[Table | str]:
     main, methods = comparison["main"], comparison["methods"]
-    beside = {name: number(m["accuracy"]["value"]) for name, m in methods.items()}
-    title = "Held-out macro-F1 of the cancer type, mean over folds (95 % bootstrap)"
-    yield _methods(comparison, title, ("macro-F1", "macro_f1"), ("accuracy", beside))
-    table = _table("F1 by cancer type", "cancer", *methods)
-    for cancer in methods[main]["by_class"]:
-        table.add_row(cancer, *(number(m["by_class"].get(cancer, {}).get("value")) for m in methods.values()))
+    one, several = nouns(comparison["results"]["study"])
+    title = f"Held-out patients, mean over folds; macro: mean over {several} (95 % bootstrap)"
+    table = _table(title, "method", "macro-F1", "balanced accuracy", "MCC", "AUROC*", "ECE*")
+    for name, m in methods.items():
+        points = (number(v) for v in (m["mcc"]["value"], m["macro_auroc"], m["ece"]))
+        table.add_row(_label(name, main), interval(m["macro_f1"]), interval(m["balanced_accuracy"]), *points)
     yield table
-    confusion = comparison["confusion"]
-    table = _table(f"Held-out patients: true type in rows, {main}'s in columns", "cancer", *confusion["cancers"])
-    for cancer, counts in zip(confusion["cancers"], confusion["counts"], strict=True):
-        table.add_row(cancer, *(str(n) if n else "." for n in counts))
+    yield f"[dim]* each {one} against all others, mean; expected calibration error[/]\n"
+    table = _table(
+        f"{main} minus each, on the same resampled patients", "method", "macro-F1", "balanced accuracy", "MB", "s"
+    )
+    for name, m in methods.items():
+        gaps = (comparison[k].get(name) for k in ("differences", "balanced_accuracy_differences"))
+        table.add_row(
+            _label(name, main), *("" if g is None else interval(g, sign="+") for g in gaps), *_cost(m["cost"])
+        )
     yield table
-    table = _table("Accuracy within each site", "site", "n", "types", *methods)
+    table = _table(f"F1 and recall by {one}", one, *methods)
+    for name in methods[main]["by_class"]:
+        pairs = ([m[k].get(name, {}).get("value") for k in ("by_class", "recall")] for m in methods.values())
+        table.add_row(escape(name[:26]), *(" ".join(map(_short, pair)) for pair in pairs))
+    yield table
+    yield _confusion(comparison["confusion"], main, one)
+    table = _table("Accuracy within each site", "site", "n", several.split()[-1], *methods)
     for row in comparison["sites"]:
         values = (number(row["accuracy"].get(m)) for m in methods)
         table.add_row(row["site"][:17], str(row["patients"]), str(row["cancers"]), *values)
     yield table
+
+
+def _confusion(confusion: dict[str, Any], main: str, one: str) -> Table:
+    """Who is taken for whom; where a terminal has no room for the whole table, the most frequent mistakes."""
+    names, counts = confusion["cancers"], confusion["counts"]
+    width = max(map(len, names)) + sum(1 + max(len(n), 3) for n in names)
+    if width <= WIDTH:
+        table = _table(f"Held-out patients: true {one} in rows, {main}'s in columns", one, *map(escape, names))
+        for name, row in zip(names, counts, strict=True):
+            table.add_row(escape(name), *(str(n) if n else "." for n in row))
+        return table
+    wrong = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
+    table = _table(
+        f"The most frequent mistakes of {main}; all of them in the report", f"true {one}", "taken for", "n", "of"
+    )
+    for n, i, j in sorted(wrong, key=lambda cell: (-cell[0], cell[1:]))[:MISTAKES]:
+        table.add_row(escape(names[i][:26]), escape(names[j][:26]), str(n), str(sum(counts[i])))
+    return table
 
 
 def _methods(
@@ -111,19 +150,33 @@ def _methods(
     main = comparison["main"]
     table = _table(title, "method", headline[0], f"{main} minus it", beside[0], "MB", "s")
     for name, m in comparison["methods"].items():
-        cost = m["cost"]
-        moved = f"{(cost['bytes_to_sites'] + cost['bytes_from_sites']) / 1e6:.0f}" if "rounds" in cost else ""
         gap = interval(comparison["differences"][name], sign="+") if name in comparison["differences"] else ""
-        label = f"[bold]{name}[/]" if name == main else name
-        table.add_row(label, interval(m[headline[1]]), gap, beside[1][name], moved, f"{cost['seconds']:.0f}")
+        table.add_row(_label(name, main), interval(m[headline[1]]), gap, beside[1][name], *_cost(m["cost"]))
     return table
+
+
+def _label(name: str, main: str) -> str:
+    return f"[bold]{name}[/]" if name == main else name
+
+
+def _cost(cost: dict[str, float]) -> tuple[str, str]:
+    """Megabytes moved, of a federation, and seconds."""
+    moved = f"{(cost['bytes_to_sites'] + cost['bytes_from_sites']) / 1e6:.0f}" if "rounds" in cost else ""
+    return moved, f"{cost['seconds']:.0f}"
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("method", "cancer", "site") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
     return table
+
+
+def _short(value: float | None) -> str:
+    """`.912`, `1.00`: four letters."""
+    if value is None or not math.isfinite(value):
+        return "   -"
+    return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"[1:]
 
 
 def number(value: float | None) -> str:

@@ -147,7 +147,7 @@ def _train(
     validation = Batch.of(aside, lens, device) if patience and len(aside) else None
     pretrained: Sum = {}
     for phase in study.phases:
-        if phase == PRETRAIN and study.model.name != "gene_moe" and not train.has(RNA).any():
+        if phase == PRETRAIN and study.multimodal and not train.has(RNA).any():
             continue
         model = build_model(study, sizes, phase=phase, fold=fold).to(device)
         strategy = EvidenceStrategy.of(study.aggregation, model)
@@ -168,6 +168,7 @@ def _train(
                 seed=seed,
                 load=strategy.load,
                 branches=strategy.branches,
+                classes=np.bincount(train.cancer, minlength=cancers),
             )
             strategy.take(total)
             advance()

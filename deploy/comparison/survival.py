@@ -90,9 +90,9 @@ def site_table(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     ]
 
 
-def further(table: pd.DataFrame) -> dict[str, Any]:
+def further(tables: dict[str, pd.DataFrame], main: str, seed: int) -> dict[str, Any]:
     """What a comparison of this task holds beside its scores, from the federation's own predictions."""
-    return {"risk_groups": risk_groups(table)}
+    return {"risk_groups": risk_groups(tables[main])}
 
 
 def risk_groups(table: pd.DataFrame) -> dict[str, Any]:

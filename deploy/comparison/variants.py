@@ -50,7 +50,7 @@ def check_variant(study: Study, method: str, asked: str = "--compare") -> None:
     if method not in MULTIMODAL:
         return
     f = study.fusion
-    if study.model.name != "path_gptomic":
+    if not study.multimodal:
         raise ValueError(
             f"{asked} {method}: model.name = '{study.model.name}' sees expression alone; set model.name = 'path_gptomic'"
         )

@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from oncofed.server.analysis import Worth
 from oncofed.server.report.look import MIXTURES, STYLE, WHOLE, svg
 
 WRITTEN = 20
-"""Tables with more columns than this show colours only: numbers would not be legible."""
+"""Tables with more columns than this show colours only: numbers would not be legible. A table of counts has smaller cells then."""
+
+LONGEST = 22
+"""Letters of a class's name beside a picture."""
 
 
 @STYLE
@@ -59,21 +63,32 @@ def worth(w: Worth, cancers: list[str]) -> str:
 
 
 @STYLE
-def confusion(counts: np.ndarray, cancers: list[str]) -> str:
-    """Patients by true type (rows) and predicted type (columns); colours are shares of the row."""
-    size = 0.9 + (0.42 if len(cancers) <= WRITTEN else 0.26) * len(cancers)
+def confusion(counts: np.ndarray, names: list[str], one: str = "cancer type") -> str:
+    """Patients by true class (rows, with how many they are) and predicted class (columns); colours are shares of the row.
+
+    Small shares have colours of their own: they are what the picture is looked at for.
+    """
+    size = 0.9 + (0.42 if len(names) <= WRITTEN else 0.3) * len(names)
     figure = Figure(figsize=(size + 1.4, size), layout="constrained")
     axis = figure.subplots()
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = _heat(axis, share, "Blues", (0.0, 1.0), lambda v: "")
-    for i, j in np.argwhere(counts > 0) if len(cancers) <= WRITTEN else ():
-        dark = "white" if share[i, j] > 0.6 else "#333333"
-        axis.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", fontsize=7, color=dark)
-    axis.set_xticks(range(len(cancers)), cancers, rotation=90)
-    axis.set_yticks(range(len(cancers)), cancers)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true type", aspect=25)
+    patients = counts.sum(1, keepdims=True)
+    share = np.divide(counts, patients, out=np.full(counts.shape, np.nan), where=patients > 0)
+    image = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0), aspect="auto")
+    for i, j in np.argwhere(counts > 0):
+        colour = "white" if share[i, j] > 0.45 else "#333333"
+        axis.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    axis.set_xticks(range(len(names)), short, rotation=90)
+    axis.set_yticks(range(len(names)), [f"{name} ({n:.0f})" for name, n in zip(short, patients[:, 0], strict=True)])
+    axis.set_xticks(np.arange(1, len(names)) - 0.5, minor=True)
+    axis.set_yticks(np.arange(1, len(names)) - 0.5, minor=True)
+    axis.grid(False)
+    axis.grid(which="minor", color="#999999", alpha=0.18, linewidth=0.5)
+    axis.tick_params(which="minor", length=0)
+    axis.set_xlabel(f"predicted {one}")
+    axis.set_ylabel(f"true {one} (patients)")
+    bar = figure.colorbar(image, ax=axis, shrink=0.8, label="share of the row", aspect=25)
+    bar.set_ticks([0.0, 0.05, 0.2, 0.5, 1.0], labels=["0", "5 %", "20 %", "50 %", "all"])
     return svg(figure)
 
 

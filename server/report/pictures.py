@@ -75,7 +75,7 @@ def forest(methods: dict[str, dict[str, Any]]) -> str:
     headline, by = ("macro_f1", "by_class") if classes else ("c_index", "by_cancer")
     names = list(methods)
     cancers = sorted({c for m in methods.values() for c in m[by]})
-    rows = ["mean over cancers", *cancers]
+    rows = ["mean over classes" if classes else "mean over cancers", *cancers]
     figure = Figure(figsize=(8, 0.5 + 0.16 * (len(names) + 1.5) * len(rows)))
     axis = figure.subplots()
     for i, row in enumerate(rows):
@@ -92,7 +92,7 @@ def forest(methods: dict[str, dict[str, Any]]) -> str:
     if not classes:
         axis.axvline(0.5, color="#999999", linewidth=0.8, linestyle="--")
     axis.set_yticks([-(i * (len(names) + 1.5) + (len(names) - 1) / 2) for i in range(len(rows))], rows)
-    score = "F1 of the cancer type" if classes else "C-index within the cancer type"
+    score = "F1 of the class" if classes else "C-index within the cancer type"
     axis.set_xlabel(f"{score}, held-out patients, 95 % bootstrap interval")
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return svg(figure)

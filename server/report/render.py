@@ -7,9 +7,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from oncofed.common.metrics import class_f1
 from oncofed.server import analysis
-from oncofed.server.report import heat, modalities, pictures
+from oncofed.server.report import classes, genes, heat, modalities, network, pictures
 
 
 def render(comparison: dict[str, Any]) -> str:
@@ -17,7 +16,8 @@ def render(comparison: dict[str, Any]) -> str:
     results = comparison["results"]
     folds = [f for f in results["folds"] if f["fold"] >= 0]
     sections = _experts(folds[0], results["cancers"]) if folds else {}
-    summed = summed_evaluation(folds, results["cancers"])
+    measured = classes.measured(folds, results["study"], results["cancers"])
+    one, several = classes.nouns(results["study"])
     if folds:
         sections["curves"] = pictures.learning_curves(folds)
     if "methods" in comparison:
@@ -27,12 +27,16 @@ def render(comparison: dict[str, Any]) -> str:
     by_method = modalities.balance_by_method(comparison)
     if by_method:
         sections["modalities"] = modalities.balance(by_method)
-    confusion = summed_confusion(folds)
-    if confusion is not None:
-        sections["confusion"] = heat.confusion(confusion, results["cancers"])
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (files("oncofed.server.report") / "report.html").read_text()
-    )
+    confusion = classes.sums(folds, "confusion")
+    if len(confusion):
+        sections["confusion"] = heat.confusion(confusion.sum(0), results["cancers"], one)
+    if measured:
+        below = results["study"]["task"]["abstain_below"]
+        sections["certainty"] = classes.certainty(classes.sums(folds, "certainty").sum(0), below)
+    sections |= genes.sections(results, folds) | network.sections(results)
+    loader = jinja2.FunctionLoader(lambda name: (files("oncofed.server.report") / name).read_text())
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
+    template = environment.get_template("report.html")
     return template.render(
         results=results,
         comparison=comparison,
@@ -41,10 +45,14 @@ def render(comparison: dict[str, Any]) -> str:
         folds=folds,
         modalities=modalities.held(results),
         genes=modalities.RNA in modalities.seen(results["study"]),
+        drawn=network.MOST,
         pictures={
             name: jinja2.utils.markupsafe.Markup(svg) for name, svg in sections.items()
         },  # our own SVG, not input
-        summed=summed,
+        summed=summed_evaluation(folds, results["cancers"]),
+        measured=measured,
+        one=one,
+        several=several,
         specialisation=_specialisation(folds, results["study"]["seed"]),
         balance={g: analysis.balance_of_fold(folds[0], g) for g in analysis.mixtures(folds[0])} if folds else {},
         mixture_names=pictures.MIXTURES,
@@ -78,33 +86,19 @@ def _specialisation(folds: list[dict[str, Any]], seed: int) -> dict[str, dict[st
     return {g: value for g, value in found.items() if value is not None}
 
 
-def summed_confusion(folds: list[dict[str, Any]]) -> np.ndarray | None:
-    """Held-out patients of all folds by true and predicted type `[C, C]`, in a classification."""
-    tables = [np.array(f["evaluation"]["confusion"]) for f in folds if "confusion" in f.get("evaluation", {})]
-    return np.sum(tables, axis=0) if tables else None
-
-
 def summed_evaluation(folds: list[dict[str, Any]], cancers: list[str]) -> list[dict[str, Any]]:
-    """What the coordinator knows from sums alone, by cancer type: patients, loss, and C over pairs within sites or F1."""
-    evaluations = [f["evaluation"] for f in folds if "evaluation" in f]
+    """What the coordinator of a survival study knows from sums alone, by cancer type: patients, loss, C over pairs within sites."""
+    evaluations = [f["evaluation"] for f in folds if "concordant" in f.get("evaluation", {})]
     if not evaluations:
         return []
-    names = [k for k in ("patients", "events", "loss", "concordant", "comparable") if k in evaluations[0]]
-    total = {k: np.sum([e[k] for e in evaluations], axis=0) for k in names}
-    patients = np.maximum(total["patients"], 1.0)
-    columns: dict[str, np.ndarray] = {"loss": np.where(total["patients"] > 0, total["loss"] / patients, np.nan)}
-    confusion = summed_confusion(folds)
-    if confusion is None:
-        pairs = total["comparable"]
-        columns["c_index"] = np.divide(total["concordant"], pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    else:
-        predicted = confusion.sum(0)
-        columns["recall"] = np.where(total["patients"] > 0, np.diag(confusion) / patients, np.nan)
-        columns["precision"] = np.where(predicted > 0, np.diag(confusion) / np.maximum(predicted, 1.0), np.nan)
-        columns["f1"] = class_f1(confusion)
+    total = {k: np.sum([e[k] for e in evaluations], axis=0) for k in ("patients", "events", "loss")}
+    concordant, pairs = (np.sum([e[k] for e in evaluations], axis=0) for k in ("concordant", "comparable"))
+    columns = {
+        "loss": np.where(total["patients"] > 0, total["loss"] / np.maximum(total["patients"], 1.0), np.nan),
+        "c_index": np.divide(concordant, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0),
+    }
     return [
-        {"cancer": cancer}
-        | {k: int(total[k][i]) for k in ("patients", "events") if k in total}
+        {"cancer": cancer, "patients": int(total["patients"][i]), "events": int(total["events"][i])}
         | {k: None if np.isnan(v[i]) else float(v[i]) for k, v in columns.items()}
         for i, cancer in enumerate(cancers)
     ]

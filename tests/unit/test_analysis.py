@@ -136,9 +136,9 @@ def test_slopes_of_a_linear_score_are_its_coefficients() -> None:
         "attribution/squares": np.array([np.square(x).sum(0), np.zeros(5)]),
     }
     effects = analysis.cancer_effects(sums)
-    np.testing.assert_allclose(effects.slope[0], [0.5, -0.2, 0.0, 1.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(effects.effect[0], [0.5, -0.2, 0.0, 1.0, 0.0], atol=1e-12)
     np.testing.assert_allclose(effects.importance[0], np.abs(x * beta).mean(0))
-    assert np.isnan(effects.slope[1]).all()  # withheld
+    assert np.isnan(effects.effect[1]).all()  # withheld
 
 
 def test_ranking_over_folds() -> None:
@@ -196,7 +196,7 @@ def test_genes_want_a_study_that_asked_for_them(attributed: tuple[Path, dict[str
     save_arrays(tmp_path / "model-fold-0.safetensors", bare, about)
     (tmp_path / "results.json").write_text(json.dumps({"folds": [{"fold": 0}]}))
     with pytest.raises(ValueError, match=r"set analysis\.attributions = true"):
-        genes.read_models(tmp_path)
+        genes.write_rankings(tmp_path)
 
 
 # -- report --------------------------------------------------------------------------------------------------------------

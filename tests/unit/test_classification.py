@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from oncofed.client.data.check import check_site
 from oncofed.client.data.site import list_sites
-from oncofed.common.metrics import macro_f1
+from oncofed.common.class_metrics import auroc_error, macro_auroc, macro_f1
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.inputs import Inputs
@@ -25,8 +26,20 @@ from oncofed.deploy.comparison.present import print_tables, write_comparison
 from oncofed.deploy.simulate import read_predictions
 from oncofed.deploy.split import split_pooled
 from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.server.report import heat
+from oncofed.server.report.classes import measured, nouns
+from oncofed.server.report.render import render
 from rich.console import Console
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    matthews_corrcoef,
+    recall_score,
+    roc_auc_score,
+)
 
 CANCERS = ["BRCA", "COADREAD", "LUAD"]
 METHODS = ("pooled", "local", "logistic", "fedavg")
@@ -102,6 +115,15 @@ def test_scores_are_scikit_learns(comparison: dict[str, Any], predictions: pd.Da
     for i, cancer in enumerate(CANCERS):
         known = [f1_score(a, b, average=None, labels=CANCERS)[i] for a, b in folds if cancer in set(a)]
         assert scores["by_class"][cancer]["value"] == pytest.approx(np.mean(known))
+        known = [recall_score(a, b, average=None, labels=CANCERS)[i] for a, b in folds if cancer in set(a)]
+        assert scores["recall"][cancer]["value"] == pytest.approx(np.mean(known))
+    balanced = np.mean([balanced_accuracy_score(a, b) for a, b in folds])
+    assert scores["balanced_accuracy"]["value"] == pytest.approx(balanced)
+    assert scores["mcc"]["value"] == pytest.approx(np.mean([matthews_corrcoef(a, b) for a, b in folds]))
+    p = [f"p_{c}" for c in CANCERS]
+    curves = [roc_auc_score(t["cancer_type"], t[p], multi_class="ovr", labels=CANCERS) for _, t in test.groupby("fold")]
+    assert scores["macro_auroc"] == pytest.approx(np.mean(curves))
+    assert scores["log_loss"] == pytest.approx(log_loss(test["cancer_type"], test[p], labels=CANCERS))
     assert comparison["confusion"]["cancers"] == CANCERS
     together = confusion_matrix(test["cancer_type"], test["predicted"], labels=CANCERS)
     assert comparison["confusion"]["counts"] == together.tolist()
@@ -110,6 +132,68 @@ def test_scores_are_scikit_learns(comparison: dict[str, Any], predictions: pd.Da
     np.testing.assert_array_equal(summed, together)
     last = comparison["results"]["folds"][0]
     assert last["curve"][-1]["test_macro_f1"] == pytest.approx(macro_f1(np.array(last["evaluation"]["confusion"])))
+    assert {"test_loss", "test_balanced_accuracy", "test_macro_auroc"} <= set(last["curve"][-1])
+
+
+def test_the_coordinator_measures_from_sums_what_the_files_say(comparison: dict[str, Any]) -> None:
+    folds, scores = comparison["results"]["folds"], comparison["methods"]["federated"]
+    seen = measured(folds, comparison["results"]["study"], CANCERS)
+    assert seen is not None
+    for key in ("macro_f1", "balanced_accuracy", "mcc", "accuracy"):
+        assert seen["whole"][key] == pytest.approx(scores[key]["value"])
+    for key in ("ece", "log_loss"):
+        assert seen["whole"][key] == pytest.approx(scores[key], abs=1e-6)
+    bound = max(np.nanmax(auroc_error(np.array(f["evaluation"]["ranking"]))) for f in folds)
+    assert abs(seen["whole"]["macro_auroc"] - scores["macro_auroc"]) <= bound
+    assert folds[0]["curve"][-1]["test_macro_auroc"] == pytest.approx(
+        macro_auroc(np.array(folds[0]["evaluation"]["ranking"]))
+    )
+    for row in seen["rows"]:
+        assert row["f1"] == pytest.approx(scores["by_class"][row["name"]]["value"])
+        assert row["recall"] == pytest.approx(scores["recall"][row["name"]]["value"])
+    assert seen["top_three"] is None  # of three classes it is no news
+
+
+def test_report_says_what_is_measured(comparison: dict[str, Any]) -> None:
+    html = render(comparison)
+    for words in (
+        "How well each cancer type is told apart",
+        "balanced accuracy: federated minus it",
+        "task.abstain_below",
+    ):
+        assert words in html
+    seen = measured(comparison["results"]["folds"], comparison["results"]["study"], CANCERS)
+    assert seen is not None
+    assert f"{100 * seen['answers']['coverage']:.1f} % of the held-out patients" in html
+    assert html.count("expected calibration error 0.") == 2  # the line and the picture
+    assert render(comparison) == html
+
+
+def test_other_labels_are_called_classes(comparison: dict[str, Any], tmp_path: Path) -> None:
+    study = comparison["results"]["study"]
+    task = study["task"] | {"label": "oncotree_code"}
+    other = comparison | {"results": comparison["results"] | {"study": study | {"task": task}}}
+    assert nouns(study) == ("cancer type", "cancer types")
+    html = render(other)
+    assert "classification of the oncotree code" in html
+    assert "How well each class is told apart" in html
+    text = StringIO()
+    print_tables(other, Console(file=text, width=80))
+    for shown in (html.split("<h2>Study</h2>")[0], text.getvalue()):
+        assert "cancer type" not in shown
+
+
+def test_many_classes_show_their_mistakes(comparison: dict[str, Any]) -> None:
+    names = [f"CLASS-{i:02d}" for i in range(33)]
+    counts = np.diag(np.full(33, 40)).tolist()
+    counts[4][7] = 9
+    text = StringIO()
+    print_tables(comparison | {"confusion": {"cancers": names, "counts": counts}}, Console(file=text, width=80))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    assert "CLASS-04 CLASS-07 9 49" in " ".join(text.getvalue().split())
+    assert "CLASS-05" not in text.getvalue()
+    svg = heat.confusion(np.array(counts), names)
+    assert {"CLASS-04 (49)", "9", "40"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
 
 
 def test_every_method_is_scored_and_paired(comparison: dict[str, Any]) -> None:
@@ -117,12 +201,16 @@ def test_every_method_is_scored_and_paired(comparison: dict[str, Any]) -> None:
     assert list(comparison["methods"]) == ["federated", *METHODS]
     assert set(comparison["differences"]) == set(METHODS)
     for m in comparison["methods"].values():
-        for v in (m["macro_f1"], m["accuracy"], *m["by_class"].values()):
+        for v in (m["macro_f1"], m["balanced_accuracy"], m["accuracy"], *m["by_class"].values(), *m["recall"].values()):
             assert 0 <= v["low"] <= v["value"] <= v["high"] <= 1
     assert comparison["methods"]["logistic"]["macro_f1"]["value"] > 0.85  # synthetic types are well apart
     gap = comparison["differences"]["logistic"]
     f1 = {name: m["macro_f1"]["value"] for name, m in comparison["methods"].items()}
     assert gap["value"] == pytest.approx(f1["federated"] - f1["logistic"])
+    recall = {name: m["balanced_accuracy"]["value"] for name, m in comparison["methods"].items()}
+    for name, gap in comparison["balanced_accuracy_differences"].items():
+        assert gap["value"] == pytest.approx(recall["federated"] - recall[name])
+        assert gap["low"] <= gap["value"] <= gap["high"]
     assert sum(row["patients"] for row in comparison["sites"]) == sum(map(sum, comparison["cohort"]["patients"]))
     assert all(set(row["accuracy"]) == {"federated", *METHODS} for row in comparison["sites"])
 
@@ -135,7 +223,14 @@ def test_tables_and_numbers_are_shown(comparison: dict[str, Any], tmp_path: Path
     text = StringIO()
     print_tables(comparison, Console(file=text, width=80))
     shown = " ".join(text.getvalue().split())
-    for words in ("macro-F1", "logistic", "F1 by cancer type", "true type in rows", "Accuracy within each site"):
+    for words in (
+        "macro-F1",
+        "balanced accuracy",
+        "logistic",
+        "F1 and recall by cancer type",
+        "true cancer type in rows",
+        "Accuracy within each site",
+    ):
         assert words in shown
     assert max(map(len, text.getvalue().splitlines())) <= 80
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from oncofed.client.data.check import check_site
-from oncofed.client.data.read import read_clinical, read_expression
+from oncofed.client.data.read import expression_table, read_clinical, read_expression
 from oncofed.client.data.site import SiteFolder
 from oncofed.deploy.split import split_pooled
 
@@ -49,7 +49,7 @@ def test_columns_beside_the_patients_are_left_behind(tmp_path: Path) -> None:
     source = write_pool(tmp_path / "pool", lambda t: t.assign(gene_name="x", length=1000))
     folders, _ = split_pooled(source, tmp_path / "sites", min_patients=10)
     site = SiteFolder.open(folders[1])
-    expression = read_expression(site, pd.Index(NAMES))
+    expression, _ = expression_table(site, pd.Index(NAMES))
     assert expression.shape == (20, 80)
     assert expression.dtypes.map(pd.api.types.is_integer_dtype).all()
 

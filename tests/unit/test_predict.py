@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,7 @@ def test_classes(classes: Path, new_site: MakeSite, tmp_path: Path) -> None:
     theirs = pd.read_csv(folder / ".oncofed" / "predictions" / "mine" / "fold-0.csv")
     assert list(ours) == [
         "patient",
+        "answer",
         "predicted",
         "probability",
         "second",
@@ -168,6 +170,16 @@ def test_classes(classes: Path, new_site: MakeSite, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours["probability"], theirs.filter(like="p_").max(axis=1), rtol=1e-5)
     assert (ours["probability"] >= ours["second_probability"]).all()
     np.testing.assert_allclose(ours.filter(like="probability").sum(axis=1), 1.0)
+    unsure = ours["probability"] < 0.5
+    assert 0 < unsure.sum() < len(ours)
+    assert (ours["answer"] == ours["predicted"].where(~unsure, "uncertain")).all()
+    prediction = predict(model_of(classes), folder)
+    assert prediction.count_by_cancer == ours["answer"].value_counts().to_dict()
+    assert f"{unsure.sum()} of {len(ours)} patients are uncertain" in "".join(prediction.notes)
+    always = replace(
+        prediction, model=replace(prediction.model, study=prediction.model.study.changed(task__abstain_below=0.0))
+    )
+    assert always.answer.tolist() == ours["predicted"].tolist()
     unlabelled = predict(model_of(classes), new_site(lambda t: t.assign(cancer_type="unknown primary")))
     assert len(unlabelled.cohort) == len(ours)  # the class is what is asked for
 

@@ -1,0 +1,379 @@
+"""`oncofed data xena`: files as UCSC Xena's GDC hub writes them, of both releases, become site folders."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oncofed.client.data.check import check_site
+from oncofed.client.data.read import read_clinical
+from oncofed.client.data.site import SiteFolder, folder_name
+from oncofed.common.cancers import CANCER_TYPES
+from oncofed.common.study import Study
+from oncofed.deploy.cli import cli
+from oncofed.deploy.simulate import simulate
+from oncofed.deploy.xena.expression import choose_samples, read_project
+from oncofed.deploy.xena.files import find_projects
+from oncofed.deploy.xena.institutions import institutions
+from oncofed.deploy.xena.sites import write_xena_sites
+from typer.testing import CliRunner
+
+GENES = [f"ENSG{i:011d}" for i in range(40)]
+CODES = {"BRCA": ["A8", "BH"], "COAD": ["AA", "AZ"]}  # of each cancer Indivumed and the University of Pittsburgh
+EACH = 20
+"""Patients of each cancer at each institution."""
+
+
+def patients_of(cancer: str) -> list[str]:
+    return [f"TCGA-{code}-{i:04d}" for code in CODES[cancer] for i in range(EACH)]
+
+
+def true_counts(cancer: str) -> pd.DataFrame:
+    """Counts `[genes, patients]`, some of them large; the cancers differ in half of the genes."""
+    rng = np.random.default_rng(len(cancer) + ord(cancer[0]))
+    mean = np.where(np.arange(40) % 2 == (cancer == "BRCA"), 300, 20)[:, None]
+    x = rng.poisson(mean, (40, 2 * EACH))
+    x[0] = rng.integers(0, 5_000_000, 2 * EACH)
+    return pd.DataFrame(x, index=GENES, columns=patients_of(cancer))
+
+
+def write_matrix(file: Path, linear: pd.DataFrame) -> None:
+    np.log2(linear + 1.0).rename_axis("Ensembl_ID").to_csv(file, sep="\t")
+
+
+def write_project(folder: Path, cancer: str, release: int, unit: str = "counts") -> None:
+    """One project as the hub's loader wrote it in 2019 or in 2024."""
+    folder.mkdir(exist_ok=True)
+    counts = true_counts(cancer)
+    people = patients_of(cancer)
+    samples = counts.set_axis([f"{p}-01A" for p in people], axis=1)
+    # what stays behind: a second vial that stands before the first, a metastasis, normal tissue
+    extra = {f"{people[0]}-01B": 1, f"{people[1]}-06A": 2, f"{people[2]}-11A": 3, f"{people[3]}-11B": 4}
+    x = pd.concat([pd.DataFrame(extra, index=GENES), samples], axis=1)
+    x = x.set_axis([f"{g}.{i % 17}" for i, g in enumerate(GENES)])
+    if release == 2019:
+        x.loc["ENSGR0000000003.5"] = 0
+        x.loc["__no_feature"] = 10**7
+        x.loc["__alignment_not_unique"] = 10**6
+    else:
+        x.loc[f"{GENES[3]}.3_PAR_Y"] = 7
+    name = f"TCGA-{cancer}"
+    write_matrix(folder / f"{name}.{'htseq' if release == 2019 else 'star'}_{unit}.tsv.gz", x)
+    rows = pd.DataFrame({"sample": x.columns, "_PATIENT": x.columns.str[:12]})
+    number = np.array([people.index(p) for p in rows["_PATIENT"]])
+    survival = rows.assign(OS=number % 2, **{"OS.time": 100 + number})
+    age = 40.0 + number % 30
+    sex = np.where(number % 3 == 0, "male", "female")
+    if release == 2019:
+        survival = survival[["sample", "OS", "_PATIENT", "OS.time"]]
+        survival.to_csv(folder / f"{name}.survival.tsv", sep="\t", index=False)
+        clinical = pd.DataFrame(
+            {
+                "submitter_id.samples": rows["sample"],
+                "age_at_initial_pathologic_diagnosis": age,
+                "gender.demographic": sex,
+            }
+        )
+        clinical.to_csv(folder / f"{name}.GDC_phenotype.tsv.gz", sep="\t", index=False)
+    else:
+        survival = survival[["sample", "OS.time", "OS", "_PATIENT"]]
+        survival.to_csv(folder / f"{name}.survival.tsv.gz", sep="\t", index=False)
+        clinical = pd.DataFrame(
+            {
+                "sample": rows["sample"],
+                "gender.demographic": sex,
+                "age_at_earliest_diagnosis_in_years.diagnoses.xena_derived": age,
+                "treatment_type.treatments": "['Radiation Therapy, NOS', '']",
+            }
+        )
+        clinical.to_csv(folder / f"{name}.clinical.tsv.gz", sep="\t", index=False)
+
+
+def write_hub(folder: Path, release: int = 2024, unit: str = "counts") -> Path:
+    for cancer in CODES:
+        write_project(folder, cancer, release, unit)
+    return folder
+
+
+def read_sites(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The clinical tables and the expression `[genes, patients]` of all sites."""
+    clinical = pd.concat([pd.read_csv(f / "clinical.csv") for f in folders]).set_index("patient")
+    return clinical, pd.concat([pd.read_parquet(f / "expression.parquet") for f in folders], axis=1)
+
+
+@pytest.mark.parametrize("release", [2019, 2024])
+def test_both_releases_give_the_same_sites(release: int, tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub", release)
+    done = write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    assert [f.name for f in done.folders] == ["indivumed", "university-of-pittsburgh"]
+    assert (done.unit, done.patients, done.cancers, done.notes) == ("counts", 80, 2, [])
+    expected = {"further samples of a patient": 2, "metastases": 2, "normal tissue": 4}
+    assert done.left_out == Counter(expected)
+    reports = [check_site(f) for f in done.folders]
+    assert not any(r.findings for r in reports), [r.findings for r in reports]
+    clinical, expression = read_sites(done.folders)
+    truth = pd.concat([true_counts(c) for c in CODES], axis=1)
+    assert expression.shape == truth.shape
+    pd.testing.assert_frame_equal(
+        expression.loc[truth.index, truth.columns], truth, check_names=False, check_dtype=False, check_exact=True
+    )
+    assert expression.dtypes.map(pd.api.types.is_integer_dtype).all()
+    columns = ["cancer_type", "institution", "tissue_source_site", "age", "sex", "time", "event"]
+    assert clinical.columns.tolist() == columns
+    row = clinical.loc["TCGA-AZ-0003"]
+    assert row.tolist() == ["COAD", "University of Pittsburgh", "AZ", 63.0, "female", 123, 1]
+    assert all(SiteFolder.open(f).description.time_unit == "days" for f in done.folders)
+
+
+def test_a_classification_runs_over_the_written_sites(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    for file in source.glob("*.survival.tsv.gz"):
+        file.unlink()
+    done = write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    assert any("classification only" in n for n in done.notes)
+    clinical, _ = read_sites(done.folders)
+    assert not {"time", "event"} & set(clinical.columns)
+    assert all(check_site(f).ok for f in done.folders)
+    study = Study().changed(
+        task__kind="classification",
+        model__size="tiny",
+        training__rounds=2,
+        splits__folds=3,
+        splits__only=[0],
+        runtime__threads=1,
+        runtime__out=str(tmp_path / "out"),
+    )
+    run = simulate(study, tmp_path / "sites")
+    assert run.results["left_out"] == []
+    assert run.results["panel"]["genes"] == 40
+    assert len(run.results["folds"]) == 1
+
+
+def test_linear_units_stay_the_logarithm_that_they_are_and_are_chosen(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    write_hub(source, unit="tpm")
+    with pytest.raises(ValueError, match=r"several kinds .* --expression star_counts\|star_tpm"):
+        write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    done = write_xena_sites(source, tmp_path / "sites", expression="tpm", min_patients=30)
+    assert (done.kind, done.unit) == ("star_tpm", "log2")
+    assert all(check_site(f).ok for f in done.folders)
+    _, expression = read_sites(done.folders)
+    truth = pd.concat([true_counts(c) for c in CODES], axis=1)
+    np.testing.assert_allclose(expression.loc[truth.index, truth.columns], np.log2(truth + 1.0), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"no expression of kind fpkm; it holds \['star_counts', 'star_tpm'\]"):
+        write_xena_sites(source, tmp_path / "none", expression="fpkm")
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 2**30), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_counts_come_back_to_the_last_one(rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("counts")
+    columns = [f"TCGA-A8-{i:04d}-01A" for i in range(3)]
+    names = [f"{g}.1" for g in GENES[: len(rows)]]
+    write_matrix(folder / "TCGA-BRCA.star_counts.tsv", pd.DataFrame(rows, index=names, columns=columns))
+    project = find_projects(folder)[0][0]
+    read = read_project(project, choose_samples(project))
+    assert read.values.tolist() == rows
+    assert read.averaged == 0
+
+
+def test_means_of_aliquots_are_counts_and_other_units_are_not(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    file = source / "TCGA-BRCA.star_counts.tsv.gz"
+    x = pd.read_csv(file, sep="\t", index_col=0)
+    linear = np.exp2(x) - 1
+    halves, thirds = linear.columns[5:7]
+    linear[halves] += 0.5
+    linear[thirds] += np.where(np.arange(len(linear)) % 2, 1 / 3, 2 / 3)
+    write_matrix(file, linear)
+    done = write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    assert any(n.startswith("2 samples are means of several aliquots") for n in done.notes)
+    assert all(check_site(f).ok for f in done.folders)
+    _, expression = read_sites(done.folders)
+    truth = true_counts("BRCA")
+    assert (np.abs(expression.loc[truth.index, halves[:12]] - truth[halves[:12]]) <= 1).all()
+    write_matrix(file, linear * 0.137)
+    with pytest.raises(ValueError, match=r"TCGA-BRCA\.star_counts\.tsv\.gz: 40 of 40 samples hold no counts"):
+        write_xena_sites(source, tmp_path / "none", min_patients=30)
+
+
+def test_blood_is_the_primary_of_laml_and_an_unknown_code_its_own_site(tmp_path: Path) -> None:
+    columns = [f"TCGA-AB-{i:04d}-03A" for i in range(3)] + ["TCGA-ZZ-0000-03B", "TCGA-AB-0000-11A"]
+    x = pd.DataFrame(np.arange(200).reshape(40, 5), index=[f"{g}.1" for g in GENES], columns=columns)
+    source = tmp_path / "hub"
+    source.mkdir()
+    write_matrix(source / "TCGA-LAML.htseq_fpkm.tsv", x)
+    done = write_xena_sites(source, tmp_path / "sites", min_patients=1)
+    assert [f.name for f in done.folders] == ["washington-university", "zz"]
+    assert done.left_out == Counter({"normal tissue": 1})
+    assert any("['ZZ'] are not in the GDC's table" in n for n in done.notes)
+    assert any("no clinical file of TCGA-LAML" in n for n in done.notes)
+
+
+def test_patients_without_follow_up_stay_for_classification(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub", 2019)
+    file = source / "TCGA-BRCA.survival.tsv"
+    table = pd.read_csv(file, sep="\t").astype({"OS.time": float})
+    table.loc[table["_PATIENT"] == "TCGA-A8-0003", "OS.time"] = 0
+    table.loc[table["_PATIENT"] == "TCGA-A8-0004", "OS.time"] = np.nan
+    table[table["_PATIENT"] != "TCGA-A8-0005"].to_csv(file, sep="\t", index=False)
+    done = write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    assert any(n.startswith("3 patients have no follow-up above 0 days") for n in done.notes)
+    clinical, _ = read_sites(done.folders)
+    empty = clinical.index[clinical["time"].isna()].tolist()
+    assert empty == ["TCGA-A8-0003", "TCGA-A8-0004", "TCGA-A8-0005"]
+    assert clinical["event"].isna().sum() == 3
+    report = check_site(done.folders[0])
+    assert report.ok
+    assert [(f.count, f.problem) for f in report.findings] == [(3, "patients without an outcome")]
+    assert len(read_clinical(SiteFolder.open(done.folders[0]))) == 40
+
+
+def test_small_sites_are_merged_or_dropped_and_codes_can_be_sites(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    by_code = write_xena_sites(source, tmp_path / "codes", by="code", min_patients=EACH)
+    assert [SiteFolder.open(f).name for f in by_code.folders] == ["A8", "AA", "AZ", "BH"]
+    for file in source.glob("TCGA-COAD.*"):
+        table = pd.read_csv(file, sep="\t")
+        if "star" in file.name:  # one patient fewer at Indivumed than at Pittsburgh
+            table.drop(columns="TCGA-AA-0007-01A").to_csv(file, sep="\t", index=False)
+    merged = write_xena_sites(source, tmp_path / "merged", min_patients=40)
+    assert [f.name for f in merged.folders] == ["rest", "university-of-pittsburgh"]
+    dropped = write_xena_sites(source, tmp_path / "dropped", min_patients=40, rest="drop")
+    assert [f.name for f in dropped.folders] == ["university-of-pittsburgh"]
+    assert dropped.patients == 40
+    assert any("39 patients of smaller institutions are dropped" in n for n in dropped.notes)
+    with pytest.raises(ValueError, match="no group of 'institution' has 50 patients"):
+        write_xena_sites(source, tmp_path / "none", min_patients=50, rest="drop")
+
+
+def edit(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    def spoil(source: Path) -> None:
+        change(pd.read_csv(source / name, sep="\t", index_col=0)).to_csv(source / name, sep="\t")
+
+    return spoil
+
+
+def cut(name: str, share: float, target: str = "") -> Callable[[Path], None]:
+    """Keep the first part of a file's bytes; of its text, where `target` is plain."""
+
+    def spoil(source: Path) -> None:
+        data = (source / name).read_bytes()
+        (source / name).unlink()
+        data = gzip.decompress(data) if target else data
+        (source / (target or name)).write_bytes(data[: int(len(data) * share)])
+
+    return spoil
+
+
+def rename(old: str, new: str) -> Callable[[Path], None]:
+    return lambda source: (source / old).rename(source / new) and None
+
+
+def copy(old: str, new: str) -> Callable[[Path], None]:
+    return lambda source: (source / new).write_bytes(gzip.decompress((source / old).read_bytes())) and None
+
+
+BRCA, COAD = "TCGA-BRCA.star_counts.tsv.gz", "TCGA-COAD.star_counts.tsv.gz"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut(BRCA, 0.7), f"{BRCA} cannot be read to its end .*download it again"),
+        (cut(BRCA, 0.0), f"{BRCA}: the first column is ''"),
+        (cut(BRCA, 0.7, "TCGA-BRCA.star_counts.tsv"), "TCGA-BRCA.star_counts.tsv: .* empty cells"),
+        (cut("TCGA-BRCA.survival.tsv.gz", 0.5), "TCGA-BRCA.survival.tsv.gz cannot be read"),
+        (edit(COAD, lambda t: t.iloc[:30]), f"{COAD} has 30 genes, 10 fewer and 0 others than {BRCA}"),
+        (edit(BRCA, lambda t: np.exp2(t)), f"{BRCA}: values from .* to .*log2\\(x \\+ 1\\) of star_counts"),
+        (edit(BRCA, lambda t: t - 5), f"{BRCA}: values from -"),
+        (edit(BRCA, lambda t: t.astype(object).where(t != t.iloc[5, 5], "n/d?")), f"{BRCA} cannot be read .*n/d"),
+        (edit(BRCA, lambda t: pd.concat([t, t.iloc[:2]])), "42 genes, of which 2 stand in it twice"),
+        (edit(BRCA, lambda t: t.rename(columns=lambda c: c.replace("-", "."))), "44 of 44 columns are no sample barcodes"),
+        (edit(BRCA, lambda t: t.filter(like="-11")), "none of its 2 samples is a primary tumour \\(type 01\\)"),
+        (edit(BRCA, lambda t: t.rename_axis("gene")), "the first column is 'gene', not Ensembl_ID"),
+        (copy(BRCA, "TCGA-BRCA.star_counts.tsv"), "TCGA-BRCA.star_counts.tsv and .*tsv.gz are both there"),
+        (rename(BRCA, "TCGA-BRCA.star_tpm.tsv.gz"), "several kinds of expression"),
+        (lambda source: (source / "TCGA-COAD.survival.tsv.gz").unlink(), f"{COAD} without TCGA-<PROJECT>.survival.tsv"),
+        (edit("TCGA-COAD.survival.tsv.gz", lambda t: t.drop(columns="OS")), "lacks columns \\['OS'\\]"),
+        (edit("TCGA-COAD.survival.tsv.gz", lambda t: t.rename(index=lambda s: s.replace("A", "B"))), "has none of its project's 40"),
+        (copy(COAD, "TCGA-READ.star_counts.tsv"), "without TCGA-<PROJECT>.survival.tsv"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_and_nothing_is_written(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    source = write_hub(tmp_path / "hub")
+    spoil(source)
+    with pytest.raises(ValueError, match=words):
+        write_xena_sites(source, tmp_path / "sites", min_patients=30)
+    assert [p.name for p in tmp_path.iterdir()] == ["hub"]
+
+
+def test_a_kind_that_one_project_lacks_and_patients_of_two_projects(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    rename(BRCA, "TCGA-BRCA.star_tpm.tsv.gz")(source)
+    with pytest.raises(ValueError, match=r"one kind, star_counts was chosen and TCGA-BRCA\.star_tpm\.tsv\.gz stand"):
+        write_xena_sites(source, tmp_path / "sites", expression="counts")
+    source = write_hub(tmp_path / "again")
+    for kind in ("star_counts", "survival"):
+        copy(f"TCGA-COAD.{kind}.tsv.gz", f"TCGA-READ.{kind}.tsv")(source)
+    with pytest.raises(ValueError, match="40 patients are in the files of two projects"):
+        write_xena_sites(source, tmp_path / "sites")
+
+
+def test_a_folder_without_such_files_says_what_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "BRCA.csv").write_text("x")
+    with pytest.raises(
+        ValueError, match=r"looked for TCGA-<PROJECT>\.<kind>\.tsv\.gz .*star_counts.* it holds BRCA\.csv"
+    ):
+        write_xena_sites(tmp_path, tmp_path / "sites")
+    with pytest.raises(ValueError, match="no such folder"):
+        write_xena_sites(tmp_path / "absent", tmp_path / "sites")
+
+
+def test_the_command_says_what_stayed_behind_and_never_writes_over_sites(tmp_path: Path) -> None:
+    source, sites = write_hub(tmp_path / "hub"), tmp_path / "sites"
+    runner = CliRunner()
+    arguments = ["data", "xena", str(source), "--out", str(sites), "--min-patients", "30"]
+    first = runner.invoke(cli, arguments)
+    assert first.exit_code == 0, first.exception
+    text = " ".join(first.output.split())
+    assert "normal tissue 4" in text
+    assert "further samples of a patient 2" in text
+    assert "80 patients of 2 cancer types" in text
+    checked = runner.invoke(cli, ["site", "check", str(sites / "indivumed")])
+    assert checked.exit_code == 0
+    assert "ready" in checked.output
+    before = {p: p.read_bytes() for p in sites.rglob("*") if p.is_file()}
+    again = runner.invoke(cli, arguments)
+    assert again.exit_code != 0
+    assert "holds sites already" in str(again.exception)
+    assert {p: p.read_bytes() for p in sites.rglob("*") if p.is_file()} == before
+
+
+def test_every_code_has_one_institution_and_every_institution_its_folder() -> None:
+    table = institutions()
+    assert len(table) == 829
+    assert table["NA"] == "Duke"  # a code, not a missing value
+    names = set(table.values())
+    assert len({folder_name(n) for n in names}) == len(names)
+    assert {table[c] for c in ("39", "2A", "13")} == {"Memorial Sloan Kettering"}
+    assert set(CODES) <= set(CANCER_TYPES)
+
+
+def test_institutions_agree_with_the_real_clinical_tables(real_data: Path) -> None:
+    """Patients whom a clinical table puts at one institution are at one institution here."""
+    for folder in ("tcga", "rare_cancers"):
+        clinical = pd.read_csv(real_data / folder / "clinical.csv", dtype=str, keep_default_na=False)
+        here = clinical["tissue_source_site"].map(institutions())
+        assert here.notna().all()
+        assert (clinical["patient"].str[5:7] == clinical["tissue_source_site"]).all()
+        assert (here.groupby(clinical["institution"]).nunique() == 1).all()
