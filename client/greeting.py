@@ -15,7 +15,6 @@ from oncofed.client.data.units import FAMILY
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
-from oncofed.common.gene_names import naming_version
 from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.study import Study
 
@@ -31,7 +30,7 @@ def _holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:
     """What the site holds for a study, remembered until one of its files changes: no table is read twice for it."""
     multimodal = study.multimodal
     files = fingerprint(site, multimodal)
-    asked = [*study.modalities, "scgpt" if study.embeds else "", naming_version(study.panel.names)]
+    asked = [*study.modalities, "scgpt" if study.embeds else ""]
     file = work / f"greeting-{files}-{'-'.join(filter(None, asked))}.json"
     if not file.exists():
         write_text(file, json.dumps(_read(site, study, multimodal)))
@@ -42,11 +41,11 @@ def _read(site: SiteFolder, study: Study, multimodal: bool) -> wire.Config:
     clinical = read_clinical(site, outcome=False)
     patients = pd.Index(clinical["patient"].dropna().astype(str))
     if not multimodal:
-        genes = [str(g) for g in read_expression(site, patients, study.panel.names).columns]
+        genes = [str(g) for g in read_expression(site, patients).columns]
         return {"genes": genes, "unit_family": FAMILY[site.description.expression_unit]}
     told: wire.Config = {"genes": [], "unit_family": ""}
     if RNA in study.modalities and site.find(EXPRESSION) is not None:
-        told["genes"] = [str(g) for g in read_expression(site, patients, study.panel.names).columns]
+        told["genes"] = [str(g) for g in read_expression(site, patients).columns]
         told["unit_family"] = FAMILY[site.description.expression_unit]
         if study.embeds:
             from oncofed.client.embeddings import identify  # needs torch, which other greetings do without

@@ -94,7 +94,7 @@ def _expression(site: SiteFolder, model: SavedModel, patients: pd.Index) -> tupl
             f"site {site.name}: expression_unit = {site.description.expression_unit!r} is of the family {family}, the model was "
             f"trained on {model.unit_family}; deliver expression of that family, or use a model that was trained on yours"
         )
-    names, x = expression_of(site, patients, patients, model.panel, study.panel.names)
+    names, x = expression_of(site, patients, patients, model.panel)
     missing = int(np.isnan(x).all(axis=0).sum()) if names else 0
     if missing == len(model.panel):
         raise Refusal(

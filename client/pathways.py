@@ -30,7 +30,7 @@ def choose_sets(prediction: Prediction, file: Path) -> dict[str, np.ndarray]:
             "--pathways adds up what single genes do, and this model sees "
             f"{'embeddings of scGPT' if study.embeds else 'no expression'}; leave it out"
         )
-    return pathways_on(prediction.model.panel, study, file)
+    return pathways_on(prediction.model.panel, file)
 
 
 def attributions(prediction: Prediction) -> np.ndarray:

@@ -37,7 +37,7 @@ class Resident:
     def panel(self, file: Path) -> GenePanel:
         """The panel in `file`; files are named by their panel's hash and never change."""
         if file not in self._panels:
-            self._panels[file] = GenePanel.from_file(file)
+            self._panels[file] = GenePanel.of_lines(file.read_text().splitlines())
         return self._panels[file]
 
     def cohort(self, work: Path, key: Hashable, open_: Callable[[], Cohort]) -> Cohort:

@@ -120,13 +120,13 @@ class Session:
             raise Refusal(f"site {self.site.name}: {wanted[:40]!r} is no panel hash")
         file = self.work / "panels" / f"{wanted}.txt"
         if "genes" in self.ask:
-            panel = GenePanel(tuple(map(str, self.ask["genes"])))  # type: ignore[arg-type]
+            panel = GenePanel.of_lines(map(str, self.ask["genes"]))  # type: ignore[arg-type]
             if panel.hash != wanted:
                 raise Refusal(
                     f"site {self.site.name}: the panel in the message has hash {panel.hash}, the message says {wanted}"
                 )
             if not file.exists():
-                write_text(file, "\n".join(panel.genes) + "\n")
+                write_text(file, "\n".join(panel.lines) + "\n")
             return panel
         if not file.exists():
             raise Refusal(

@@ -1,30 +1,29 @@
 """One name for a gene: Ensembl ids, earlier and other symbols become the symbol that the HGNC approves.
 
-`gene_names.tsv.gz` holds four columns of the complete set of the HUGO Gene Nomenclature Committee (Seal et al. 2023): 43,882
-approved genes, the newest entry of 2024-10-18; public domain (CC0 1.0). Beside the previous symbols stand 139 Ensembl ids that
-the set of 2018-11 had and this one has no more: much expression is still delivered under them (SOD2's, for one).
-`write_table` makes it anew from a later `hgnc_complete_set.txt`.
+The coordinator brings the table, `hgnc_complete_set.txt` of the HUGO Gene Nomenclature Committee (Seal et al. 2023). Sites
+need none: a panel carries the other names of its genes to them (common/panel.py).
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
+import io
 import re
-from collections.abc import Iterable
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Naming = Literal["as_given", "symbols"]
-"""The values of `panel.names`: names as files have them, or approved symbols."""
-
-TABLE = Path(__file__).with_name("gene_names.tsv.gz")
 COLUMNS = ("symbol", "ensembl_gene_id", "prev_symbol", "alias_symbol")
+"""Wanted of the table; where `status` is there as well, rows count that are Approved."""
 
-_VERSIONED = re.compile(r"(ENSG\d{11})\.\d+")
+REMEDY = "download hgnc_complete_set.txt from genenames.org, plain or packed as .gz"
+
+_ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?")
 
 
 class Gene(NamedTuple):
@@ -41,16 +40,14 @@ class GeneNames:
     """Every name that is known, with the approved symbol that it stands for; empty where it stands for several genes.
 
     An approved symbol beats an Ensembl id, that a previous symbol, that an alias: so each is itself, even when it was once
-    another gene's. `folded` is the same without regard to case. `version` is the digest of the table.
+    another gene's. `folded` is the same without regard to case.
     """
 
     exact: dict[str, str]
     folded: dict[str, str]
-    ids: dict[str, str]
-    version: str
 
     @classmethod
-    def of(cls, genes: Iterable[Gene], version: str = "") -> GeneNames:
+    def of(cls, genes: Iterable[Gene]) -> GeneNames:
         """From rows of a table."""
         rows = list(genes)
         tiers: list[list[tuple[str, str]]] = [
@@ -62,60 +59,87 @@ class GeneNames:
         return cls(
             exact=_first(_distinct(tier) for tier in tiers),
             folded=_first(_distinct((name.casefold(), symbol) for name, symbol in tier) for tier in tiers),
-            ids={g.symbol: g.ensembl for g in rows},
-            version=version,
         )
 
-    @staticmethod
-    def load() -> GeneNames:
-        """The table that comes with the package; read once a process."""
-        return _load()
+    @classmethod
+    def from_file(cls, path: Path) -> GeneNames:
+        """HGNC's table, by tabs, lists of names joined by |; raises `ValueError` with the remedy where it is something else."""
+        table = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter="\t")
+        missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
+        if missing:
+            raise ValueError(
+                f"panel.names = {path}: lacks the columns {missing}, its first line begins {(table.fieldnames or [])[:4]}; {REMEDY}"
+            )
+        try:
+            genes = [_gene(row) for row in table if (row.get("status") or "Approved") == "Approved" and row["symbol"]]
+        except csv.Error as error:
+            raise ValueError(
+                f"panel.names = {path}: line {table.line_num} cannot be read ({error}); {REMEDY}"
+            ) from None
+        if not genes:
+            raise ValueError(f"panel.names = {path}: has no row of an approved gene; {REMEDY}")
+        return cls.of(genes)
 
     def approved(self, name: str) -> str:
-        """The approved symbol; a name that is unknown, or stands for several genes, stays as it is.
-
-        An Ensembl id may have a version (`.12`); `_PAR_Y`, a gene's copy on the other chromosome, is no version.
-        """
+        """The approved symbol; a name that is unknown, or stands for several genes, stays as it is."""
         known = self.exact.get(name)
-        if known is None and (versioned := _VERSIONED.fullmatch(name)):
-            known = self.exact.get(versioned[1])
+        if known is None:
+            known = self.exact.get(without_version(name))
         if known is None:
             known = self.folded.get(name.casefold())
         return known or name
 
-    def ensembl(self, symbol: str) -> str:
-        """The Ensembl id of an approved symbol, empty where there is none."""
-        return self.ids.get(symbol, "")
+    def others(self, genes: Iterable[str]) -> list[tuple[str, ...]]:
+        """All other names that stand for each approved symbol, sorted; in capitals too where a name has small letters.
+
+        `approved` makes the symbol of each of them, so no name is two genes'. None for what is no approved symbol.
+        """
+        return [self._others.get(gene, ()) for gene in genes]
+
+    @cached_property
+    def _others(self) -> dict[str, tuple[str, ...]]:
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for name in (*self.exact, *(folded.upper() for folded in self.folded)):
+            if is_plain(name) and (symbol := self.approved(name)) != name:
+                found[symbol].add(name)
+        return {symbol: tuple(sorted(names)) for symbol, names in found.items()}
 
 
-def naming_version(naming: Naming) -> str:
-    """What a cache must know of how genes are named: empty for names as they are, else the table's version."""
-    return GeneNames.load().version if naming == "symbols" else ""
+def without_version(name: str) -> str:
+    """An Ensembl id without its version (`.12`); `_PAR_Y`, a gene's copy on the other chromosome, is no version."""
+    versioned = _ENSEMBL.fullmatch(name)
+    return versioned[1] if versioned else name
 
 
-def approve(names: Iterable[str], naming: Naming) -> list[str]:
-    """Names in their order as a study names genes."""
-    if naming == "as_given":
-        return list(names)
-    approved = GeneNames.load().approved
-    return [approved(name) for name in names]
+def ids_meet_symbols(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether most names are Ensembl ids on one side only."""
+    most = [sum(map(bool, map(_ENSEMBL.fullmatch, names))) * 2 > len(names) for names in (ours, theirs)]
+    return most[0] != most[1]
 
 
-def write_table(complete_set: Path, earlier: Path, table: Path = TABLE) -> None:
-    """The package's table from HGNC's `hgnc_complete_set.txt` and an earlier one; the same bytes from the same files."""
-    genes = {row["hgnc_id"]: row for row in _approved_rows(complete_set)}
-    ids = {row["ensembl_gene_id"] for row in genes.values()}
-    for row in _approved_rows(earlier):
-        gene, retired = genes.get(row["hgnc_id"]), row["ensembl_gene_id"]
-        if gene and retired not in ids | {""}:
-            gene["prev_symbol"] = "|".join(filter(None, [gene["prev_symbol"], retired]))
-    lines = ["\t".join(COLUMNS), *sorted("\t".join(row[c] for c in COLUMNS) for row in genes.values())]
-    table.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+def is_plain(name: str) -> bool:
+    """Whether a name survives a panel file: not empty, no comment, no control character, no space at an end."""
+    return bool(name) and name == name.strip() and name.isprintable() and not name.startswith("#")
 
 
-def _approved_rows(complete_set: Path) -> list[dict[str, str]]:
-    with complete_set.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file, delimiter="\t") if row["status"] == "Approved"]
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"panel.names = {path}: is no text; {REMEDY}") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut short
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(f"panel.names = {path}: cannot be read ({why}); {REMEDY}") from None
+
+
+def _gene(row: dict[str, str]) -> Gene:
+    symbol, ensembl, previous, aliases = ((row[column] or "").strip() for column in COLUMNS)
+    return Gene(symbol, ensembl, _split(previous), _split(aliases))
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in names.split("|"))))
 
 
 def _distinct(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -132,29 +156,3 @@ def _first(tiers: Iterable[dict[str, str]]) -> dict[str, str]:
     for tier in tiers:
         found = tier | found
     return found
-
-
-@cache
-def _load() -> GeneNames:
-    try:
-        data = TABLE.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"panel.names = 'symbols' needs the table of gene names, {TABLE.name}, which cannot be read ({error.strerror}); "
-            "install oncofed again"
-        ) from None
-    header, *lines = gzip.decompress(data).decode().splitlines()
-    if tuple(header.split("\t")) != COLUMNS:
-        raise ValueError(
-            f"{TABLE.name} has the columns {header.split()}, wanted {list(COLUMNS)}; install oncofed again"
-        )
-    return GeneNames.of(map(_gene, lines), hashlib.sha256(data).hexdigest()[:16])
-
-
-def _gene(line: str) -> Gene:
-    symbol, ensembl, previous, aliases = line.split("\t")
-    return Gene(symbol, ensembl, _split(previous), _split(aliases))
-
-
-def _split(names: str) -> tuple[str, ...]:
-    return tuple(names.split("|")) if names else ()

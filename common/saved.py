@@ -56,7 +56,7 @@ class SavedModel:
         """Raises `ValueError` with the remedy where the file is absent, broken or something else."""
         try:
             arrays, about = load_arrays(path)
-            study, panel = Study.parse(about["study"], path.name), GenePanel(tuple(about["genes"]))
+            study, panel = Study.parse(about["study"], path.name), GenePanel.of_lines(about["genes"])
             beside = Beside.of(about.get("beside", {}))
             return cls(
                 study=study,

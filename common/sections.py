@@ -83,6 +83,11 @@ class Model(Section):
     head_mix: float = Field(
         0.0, ge=0, description="first weight of each head of t_gem; 0: 1 / heads (the authors' 0.001)"
     )
+    branch_scale: float = Field(
+        0.1,
+        ge=0,
+        description="first weight of t_gem's layer norm: what attention adds to a gene at first; the authors' 1",
+    )
     shared_norm: bool = Field(True, description="one layer norm for all layers of t_gem, as its authors have it")
     activation: Literal["leaky_relu", "relu", "gelu", "none"] = Field(
         "leaky_relu", description="of t_gem, between the last layer and the head"
@@ -181,7 +186,7 @@ class Task(Section):
     )
     focal_gamma: float = Field(2.0, ge=0, description="of the focal loss; 0: cross-entropy")
     class_prior: Literal["none", "mask", "federation", "site"] = Field(
-        "none",
+        "federation",
         description="what training adds to the logits: mask: takes out classes that a site lacks; federation, site: log "
         "shares of the classes there, so that rare ones are not drowned (Menon et al. 2021); site masks as well",
     )
@@ -206,9 +211,10 @@ class Panel(Section):
         "",
         description="genes, one a line, or gene sets (.gmt), of which all are taken; empty: those that enough sites hold",
     )
-    names: Literal["as_given", "symbols"] = Field(
-        "as_given",
-        description="symbols: Ensembl ids, earlier and other names become approved symbols (HGNC) at every site and in the panel",
+    names: str = Field(
+        "",
+        description="HGNC's table of gene names: genes go by approved symbols, and every site finds them under Ensembl ids, "
+        "earlier and other names; empty: names as given",
     )
     unknown: Literal["refuse", "drop"] = Field("refuse", description="genes of the panel that no site holds")
     min_site_share: float = Field(

@@ -41,15 +41,19 @@ def site_check(
         Path | None, typer.Option(help="gene panel, one gene a line or .gmt, to measure the overlap with")
     ] = None,
     names: Annotated[
-        Literal["as_given", "symbols"], typer.Option(help="how genes are named: panel.names of the study")
-    ] = "as_given",
+        Path | None, typer.Option(help="HGNC's table of gene names, hgnc_complete_set.txt: panel.names of the study")
+    ] = None,
 ) -> None:
     """Report what a site holds and every problem in one pass; exit code 1 when there is an error. Prints no patient."""
     from oncofed.client.data.check import check_site
+    from oncofed.common.gene_names import GeneNames
     from oncofed.common.panel import GenePanel
 
+    if names and panel is None:
+        raise ValueError("--names says under which names the genes of a panel are looked for; name one with --panel")
     with err.status("reading"):
-        report = check_site(folder, GenePanel.from_file(panel, names) if panel else None, names)
+        table = GeneNames.from_file(names) if names else None
+        report = check_site(folder, GenePanel.from_file(panel, table) if panel else None)
     facts = Table(title=f"Site {report.site}", show_header=False, title_justify="left")
     for key, value in report.facts.items():
         facts.add_row(key, value)
@@ -134,7 +138,7 @@ def simulate_command(
     compare: Annotated[
         str,
         typer.Option(
-            help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge; of several modalities "
+            help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge, and linear; of several modalities "
             "also rna,pathology,late,concat,unmodulated"
         ),
     ] = "",

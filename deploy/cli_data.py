@@ -53,17 +53,28 @@ def data_xena(
         str | None,
         typer.Option(help="counts | tpm | fpkm | fpkm-uq, or a file's kind such as star_tpm, where there are several"),
     ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            help="the GDC's code table, tissueSourceSite.tsv, which names institutions; without it, looked for in the folder"
+        ),
+    ] = None,
     by: Annotated[
-        Literal["institution", "code"],
-        typer.Option(help="institution | code: a site for each institution, or for each tissue source site code"),
-    ] = "institution",
+        Literal["institution", "code"] | None,
+        typer.Option(
+            help="institution | code: a site for each institution, or for each tissue source site code; without it, institution "
+            "where something names them"
+        ),
+    ] = None,
     min_patients: Annotated[int, typer.Option(help="institutions with fewer patients are merged or dropped")] = 40,
     rest: Annotated[Literal["merge", "drop"], typer.Option(help="merge | drop the small institutions")] = "merge",
 ) -> None:
-    """Turn TCGA as UCSC Xena hands it out into one site folder per institution: primary tumours, one a patient."""
+    """Turn TCGA as UCSC Xena hands it out into one site folder per institution or code: primary tumours, one a patient."""
     from oncofed.deploy.xena.sites import write_xena_sites
 
-    done = write_xena_sites(source, target, expression=expression, by=by, min_patients=min_patients, rest=rest)
+    done = write_xena_sites(
+        source, target, expression=expression, codes=codes, by=by, min_patients=min_patients, rest=rest
+    )
     left_out = Table(box=None, padding=(0, 2, 0, 0))
     left_out.add_column("left out")
     left_out.add_column("samples", justify="right")
@@ -88,6 +99,9 @@ def data_synth(
     patients: Annotated[int, typer.Option(min=20)] = 900,
     genes: Annotated[int, typer.Option(min=10)] = 240,
     cancers: Annotated[int, typer.Option(min=1)] = 4,
+    own_level: Annotated[
+        float, typer.Option(help="log2 units by which a cancer's own program stands above the other cancers")
+    ] = 0.0,
     seed: int = 0,
 ) -> None:
     """Write a synthetic pan-cancer consortium with known truth."""
@@ -95,6 +109,7 @@ def data_synth(
 
     with err.status("writing"):
         folders = write_consortium(
-            target, SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, seed=seed)
+            target,
+            SynthSettings(sites=sites, patients=patients, genes=genes, cancers=cancers, own_level=own_level, seed=seed),
         )
     out.print(f"{len(folders)} sites in {target}; the truth behind them in {target / 'truth.json'}")

@@ -1,7 +1,7 @@
 """A synthetic pan-cancer consortium with known truth, for demonstrations and tests.
 
 Every patient has gene programs: one drives the hazard in all cancers, one more in each cancer alone (the others carry the
-program too, without effect). Sites differ in size, case mix, batch shift, units, file format, and in who has pathology.
+program too, without effect). On demand a cancer's own program is also raised there, so that its genes tell the cancer. Sites differ in size, case mix, batch shift, units, file format, and in who has pathology.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class SynthSettings:
     genes_per_program: int = 16
     shared_effect: float = 0.7
     own_effect: float = 0.9
+    own_level: float = 0.0
     batch_sd: float = 0.4
     noise_sd: float = 1.0
     follow_up: float = 96.0
@@ -86,6 +87,8 @@ def write_consortium(out: Path, s: SynthSettings) -> list[Path]:
         x = base[cancer] + rng.normal(0.0, s.batch_sd, s.genes) + rng.normal(0.0, s.noise_sd, (n, s.genes))
         for p, members in enumerate(programs):
             x[:, members] += activity[:, [p]] * loading[p]
+        for c in range(s.cancers):  # log2 units above the other cancers
+            x[np.ix_(cancer == c, programs[c + 1])] += s.own_level
         risk = (effect[cancer] * activity).sum(1)
         death = rng.exponential(1.0 / (hazard[cancer] * np.exp(risk)))
         censored = rng.uniform(6.0, s.follow_up, n)

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from oncofed.common import wire
 from oncofed.common.files import write_text
-from oncofed.common.gene_names import approve
+from oncofed.common.gene_names import GeneNames, ids_meet_symbols, is_plain
 from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text, parse_images
 from oncofed.common.panel import NO_GENES, GenePanel
 from oncofed.common.pathways import pathways_on
@@ -58,7 +58,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
         raise ValueError(f"splits.held_out_sites = {absent} are not in the federation; its sites are {roster.sites}")
     log.info("%d sites, %d cancer types, %d genes (panel %s)", len(roster.hellos), len(cancers), len(panel), panel.hash)
     # before training: a mistake in the file must not cost it
-    sets = pathways_on(panel, study, Path(study.analysis.pathways)) if study.analysis.pathways else {}
+    sets = pathways_on(panel, Path(study.analysis.pathways)) if study.analysis.pathways else {}
     folds = list(study.splits.only or range(study.splits.count)) + ([ALL_PATIENTS] if study.splits.refit else [])
     results: dict[str, Any] = {
         "study": study.model_dump(mode="json"),
@@ -108,21 +108,32 @@ def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel, Bes
     beside = agree_beside(hellos, study.panel.min_site_share)
     if RNA not in study.modalities:
         return cancers, NO_GENES, beside
-    # the server's own table of names goes over the sites', which may be of another year
-    held = [approve(h["genes"], study.panel.names) for h in hellos.values() if h["genes"]]  # type: ignore[arg-type]
-    if study.panel.file:
-        return cancers, agree_panel(study.panel, held), beside
-    return cancers, GenePanel.shared(held, study.panel.min_site_share), beside
+    held = [list(map(str, h["genes"])) for h in hellos.values() if h["genes"]]  # type: ignore[arg-type]
+    return cancers, agree_panel(study.panel, held), beside
 
 
 SHOWN = 3
 """Genes that a message names."""
 
 
-def agree_panel(asked: Panel, held: Iterable[Iterable[str]]) -> GenePanel:
-    """The genes of `panel.file` that some site holds; those of none are refused or, with `panel.unknown = "drop"`, left out."""
-    panel = GenePanel.from_file(Path(asked.file), asked.names)
-    here = set().union(*held)
+def agree_panel(asked: Panel, held: Sequence[Sequence[str]]) -> GenePanel:
+    """The genes of `panel.file`, or those that enough sites hold, with the other names that the table of `panel.names` has.
+
+    `held` are the names of genes in each site's file.
+    """
+    names = GeneNames.from_file(Path(asked.names)) if asked.names else None
+    if asked.file:
+        return _held_somewhere(asked, GenePanel.from_file(Path(asked.file), names), held)
+    if names is None:
+        return GenePanel.shared(held, asked.min_site_share)
+    # counted as the sites will find them: by the panel's names, not by the table
+    every = GenePanel.named(sorted(filter(is_plain, {names.approved(g) for genes in held for g in genes})), names)
+    return every.only(GenePanel.shared(map(every.names_of, held), asked.min_site_share).genes)
+
+
+def _held_somewhere(asked: Panel, panel: GenePanel, held: Sequence[Sequence[str]]) -> GenePanel:
+    """The panel's genes that some site holds; those of none are refused or, with `panel.unknown = "drop"`, left out."""
+    here = set().union(*map(panel.names_of, held))
     unknown = [g for g in panel.genes if g not in here]
     if not unknown:
         return panel
@@ -132,16 +143,14 @@ def agree_panel(asked: Panel, held: Iterable[Iterable[str]]) -> GenePanel:
         " ..." if len(unknown) > SHOWN else ""
     )
     remedies = ["correct them"]
-    if asked.names == "as_given":
-        approved = set(approve(here, "symbols"))
-        found = sum(g in approved for g in approve(unknown, "symbols"))
-        remedies.append(f"set panel.names = 'symbols', which finds {found} of them under other names")
+    if not asked.names and ids_meet_symbols(panel.genes, list(here)):
+        remedies.append("let panel.names name HGNC's table of names, since only one side goes by Ensembl ids")
     if asked.unknown == "refuse" or len(unknown) == len(panel):
         if len(unknown) < len(panel):
             remedies.append("leave them out with panel.unknown = 'drop'")
         raise ValueError(f"{text}; {', or '.join(remedies)}")
     log.warning("%s; left out, as panel.unknown = 'drop' says", text)
-    return GenePanel(tuple(g for g in panel.genes if g in here))
+    return panel.only(here)
 
 
 def agree_beside(hellos: Mapping[str, wire.Config], min_site_share: float) -> Beside:

@@ -100,7 +100,7 @@ class FoldRun:
             "cancers": list(self.cancers),
             "fold": self.fold,
             "grid_months": list(frame.grid.starts),
-            "genes": list(self.panel.genes),
+            "genes": self.panel.lines,
             "unit_family": "/".join(sorted({str(h["unit_family"]) for h in self.roster.hellos.values()} - {""})),
             "beside": self.beside.config(),
         }

@@ -39,7 +39,7 @@ class Inquiry:
         tests = kind == wire.EVALUATE and not config.get("validation")
         concerns = self._held_out if tests else self._training
         if tests and self._site_held_out:  # the statistics bring the panel to others, but this site hears none
-            config = config | {"genes": list(self.panel.genes)}
+            config = config | {"genes": self.panel.lines}
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_, concerns=concerns):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:
@@ -87,4 +87,5 @@ class Inquiry:
 
 def greeting(study: Study) -> wire.Config:
     """The study as a site needs it: without the coordinator's own paths."""
-    return {"study_json": study.model_dump_json(exclude={"runtime": {"out"}})}
+    own = {"runtime": {"out"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
+    return {"study_json": study.model_dump_json(exclude=own)}

@@ -108,7 +108,7 @@ def write_pathways(out: Path, file: Path | None = None) -> tuple[dict[str, Any],
     if file is None and not study.analysis.pathways:
         return None
     chosen = file or Path(study.analysis.pathways)
-    sets = pathways_on(panel, study, chosen)
+    sets = pathways_on(panel, chosen)
     target = out / FOLDER / "pathways.csv"
     with replacing(target) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)

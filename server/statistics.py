@@ -46,7 +46,7 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
     shapes |= {"events": (cancers, edges), "exposure": (cancers, edges)}
     classification = study.task.kind == "classification"
     shapes |= {CLASSES: (cancers,)} if classification else {}
-    total = inquiry.add_up(wire.STATISTICS, {"genes": list(inquiry.panel.genes)}, None, shapes)
+    total = inquiry.add_up(wire.STATISTICS, {"genes": inquiry.panel.lines}, None, shapes)
     scales = {}
     for m in widths:
         sums = {k: total[sum_prefix(m) + k] for k in ("n", "sum", "squares")}

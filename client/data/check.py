@@ -27,18 +27,15 @@ from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, SiteFold
 from oncofed.client.data.units import impossible
 from oncofed.common.cancers import CANCER_TYPES
 from oncofed.common.errors import Refusal
-from oncofed.common.gene_names import Naming, approve
+from oncofed.common.gene_names import ids_meet_symbols
 from oncofed.common.panel import GenePanel
 
 EXTREME: dict[Unit, float] = {"counts": 1e8, "tpm": 1e6, "log2": 40.0, "zscore": 100.0}
 """Largest plausible absolute value by unit; beyond it the declared unit is usually wrong."""
 
 
-def check_site(folder: Path, panel: GenePanel | None = None, naming: Naming = "as_given") -> SiteReport:
-    """Read everything in `folder` and report; raises nothing for a fault of the data.
-
-    With `naming` "symbols" genes are held against the panel as a study with `panel.names = "symbols"` does.
-    """
+def check_site(folder: Path, panel: GenePanel | None = None) -> SiteReport:
+    """Read everything in `folder` and report; raises nothing for a fault of the data."""
     report = SiteReport(folder.name)
     try:
         site = SiteFolder.open(folder)
@@ -55,7 +52,7 @@ def check_site(folder: Path, panel: GenePanel | None = None, naming: Naming = "a
     _check_clinical(report, site, clinical)
     patients = pd.Index(clinical["patient"].dropna().unique().astype(str))
     checks: dict[str, Callable[[SiteReport, SiteFolder, pd.Index], None]] = {
-        "expression": partial(_check_expression, panel=panel, naming=naming),
+        "expression": partial(_check_expression, panel=panel),
         "pathology": check_pathology,
         "alterations": _check_alterations,
     }
@@ -151,9 +148,7 @@ def _check_clinical(report: SiteReport, site: SiteFolder, table: pd.DataFrame) -
         report.facts["covariates"] = ", ".join(f"{c} ({table[c].isna().mean():.0%} missing)" for c in covariates[:12])
 
 
-def _check_expression(
-    report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None, naming: Naming
-) -> None:
+def _check_expression(report: SiteReport, site: SiteFolder, patients: pd.Index, panel: GenePanel | None) -> None:
     file = file_name(site, EXPRESSION)
     if site.find(EXPRESSION) is None and has_images(site):
         report.facts["expression"] = "none"
@@ -203,7 +198,7 @@ def _check_expression(
     if unit == "log2" and x.size and np.nanmax(x) <= 1.0:
         report.warn(file, "", 1, "log2 values never exceed 1", "check expression_unit; the table may be scaled already")
     if panel is not None:
-        _check_panel(report, file, table.columns, panel, naming)
+        _check_panel(report, file, table.columns, panel)
 
 
 def _numbers(report: SiteReport, file: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -226,17 +221,13 @@ def _numbers(report: SiteReport, file: str, table: pd.DataFrame) -> pd.DataFrame
     return table.loc[:, ~text].apply(pd.to_numeric, errors="coerce")
 
 
-def _check_panel(report: SiteReport, file: str, columns: pd.Index, panel: GenePanel, naming: Naming) -> None:
+def _check_panel(report: SiteReport, file: str, columns: pd.Index, panel: GenePanel) -> None:
     """Genes of the panel that the site lacks, and whether other names for genes would find them."""
-
-    def lacking(naming: Naming) -> list[str]:
-        here = set(approve(columns, naming))
-        return [g for g, name in zip(panel.genes, approve(panel.genes, naming), strict=True) if name not in here]
-
-    missing = lacking(naming)
+    here = set(panel.names_of(columns))
+    missing = [gene for gene in panel.genes if gene not in here]
     report.facts["panel"] = f"{len(panel) - len(missing)} of {len(panel)} genes"
-    renamed = len(missing) - len(lacking("symbols")) if missing and naming == "as_given" else 0
-    hint = f"; a study with panel.names = 'symbols' finds {renamed} of them" if renamed else ""
+    other = not panel.others and ids_meet_symbols(panel.genes, list(columns))
+    hint = "; a study with HGNC's table in panel.names finds genes under both: try it with --names" if other else ""
     if len(missing) == len(panel):
         remedy = f"use the panel's identifiers (symbols or Ensembl ids){hint}"
         report.error(file, "genes", len(missing), "no gene of the panel", remedy)

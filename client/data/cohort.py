@@ -24,7 +24,6 @@ from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.data.units import FAMILY, harmonise
 from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
-from oncofed.common.gene_names import Naming, approve, naming_version
 from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.splits import deal_folds
@@ -32,7 +31,7 @@ from oncofed.common.study import Study
 
 log = logging.getLogger("oncofed.client")
 
-FORMAT = 6
+FORMAT = 7
 """Raised when the meaning of the cached arrays changes."""
 
 NOTHING_BESIDE = BesideTables(pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=str))
@@ -100,14 +99,10 @@ def with_modalities(cohort: Cohort, study: Study) -> Cohort:
 
 @dataclass(frozen=True)
 class CohortKey:
-    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds.
-
-    `gene_names` is the version of the table of approved symbols, empty where genes are named as files have them.
-    """
+    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds."""
 
     files: str
     panel: str
-    gene_names: str
     cancers: tuple[str, ...]
     covariates: tuple[str, ...]
     outcome: bool
@@ -138,7 +133,6 @@ def cohort_key(
     return CohortKey(
         files,
         panel.hash,
-        naming_version(study.panel.names),
         cancers,
         study.panel.covariates,
         outcome,
@@ -182,8 +176,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     patients: list[str] = []
     x = np.zeros((0, len(panel)), dtype=np.float32)
     if not key.multimodal or site.find(EXPRESSION) is not None:
-        naming: Naming = "symbols" if key.gene_names else "as_given"
-        patients, x = expression_of(site, clinical.index, wanted, panel, naming)
+        patients, x = expression_of(site, clinical.index, wanted, panel)
     beside = NOTHING_BESIDE
     if key.multimodal:
         beside = read_beside(
@@ -275,22 +268,21 @@ def clinical_by_patient(
 
 
 def expression_of(
-    site: SiteFolder, names: pd.Index, wanted: pd.Index, panel: GenePanel, naming: Naming = "as_given"
+    site: SiteFolder, names: pd.Index, wanted: pd.Index, panel: GenePanel
 ) -> tuple[list[str], np.ndarray]:
     """Those of `wanted` who have expression, in order, and their values `[N, G]` on a log-like scale, NaN where missing.
 
-    `names` are all patients of the clinical table: they tell which axis of the expression table is the patients'. With
-    `naming` "symbols" the panel's genes are found under whichever names the site has for them.
+    `names` are all patients of the clinical table: they tell which axis of the expression table is the patients'. Genes
+    are found under all names that the panel has for them.
     """
-    expression = read_expression(site, names, naming)
+    expression = read_expression(site, names, panel)
     patients = sorted(wanted.intersection(expression.index))
     values = expression.loc[patients].to_numpy(dtype=np.float64, copy=True)
     values[np.isinf(values)] = np.nan
     whole = pd.DataFrame(
         harmonise(values, site.description.expression_unit), index=patients, columns=expression.columns
     )
-    # the panel's too: it may come from a table of names of another year than the site's
-    return patients, whole.reindex(columns=approve(panel.genes, naming)).to_numpy(dtype=np.float32)
+    return patients, whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
 
 
 def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, PATHOLOGY, SiteFolder
 from oncofed.client.data.units import impossible, one_column_a_gene
 from oncofed.common.errors import Refusal
-from oncofed.common.gene_names import Naming, approve
+from oncofed.common.panel import GenePanel
 
 OUTCOME = ("time", "event")
 REQUIRED = ("patient", "cancer_type", *OUTCOME)
@@ -59,11 +59,11 @@ def read_clinical(
     return table.assign(patient=table["patient"].astype("string"))
 
 
-def read_expression(site: SiteFolder, patients: pd.Index, naming: Naming = "as_given") -> pd.DataFrame:
+def read_expression(site: SiteFolder, patients: pd.Index, panel: GenePanel | None = None) -> pd.DataFrame:
     """Numbers `[patients, genes]` in the site's unit, of those of `patients` whom the file has; NaN where a cell is empty.
 
-    With `naming` "symbols" columns go by approved symbols, and several of one gene become one. Raises `Refusal` on what
-    cannot be expression: names that stand twice, columns of text, cells that the declared unit rules out.
+    With a panel, columns of its genes go by its names for them, and several of one gene become one. Raises `Refusal` on
+    what cannot be expression: names that stand twice, columns of text, cells that the declared unit rules out.
     """
     table, _ = expression_table(site, patients)
     table, where = table[table.index.isin(patients)], f"site {site.name}: {_expression_file(site).name}"
@@ -88,7 +88,7 @@ def read_expression(site: SiteFolder, patients: pd.Index, naming: Naming = "as_g
     if wrong:
         faults = "; ".join(f"{count} {what}, impossible for {unit}: {remedy}" for count, what, remedy in wrong)
         raise Refusal(f"{where} holds, among {x_NG.size} cells, {faults}")
-    names = approve(table.columns, naming)
+    names = panel.names_of(table.columns) if panel else table.columns
     return one_column_a_gene(pd.DataFrame(x_NG, index=table.index, columns=names), unit)
 
 

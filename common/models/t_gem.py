@@ -67,9 +67,9 @@ class HeadMix(nn.Module):
 class GeneNorm(nn.Module):
     """a * (u - mean u) / (sd u + 1e-6) + b over a patient's genes, as T-GEM's authors write it."""
 
-    def __init__(self, genes: int) -> None:
+    def __init__(self, genes: int, first: float) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(genes)), nn.Parameter(torch.zeros(genes))
+        self.weight, self.bias = nn.Parameter(torch.full((genes,), first)), nn.Parameter(torch.zeros(genes))
 
     def forward(self, u_BG: Tensor) -> Tensor:
         centred = u_BG - u_BG.mean(-1, keepdim=True)

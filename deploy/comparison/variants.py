@@ -15,10 +15,20 @@ from oncofed.deploy.comparison.reference import Pool
 from oncofed.deploy.comparison.rescore import predict_again
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 
-FEDAVG, CONCAT, UNMODULATED, LATE = "fedavg", "concat", "unmodulated", "late"
+FEDAVG, LINEAR = "fedavg", "linear"
+CONCAT, UNMODULATED, LATE = "concat", "unmodulated", "late"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     FEDAVG: {"aggregation__rule": "fedavg"},
+    LINEAR: {  # what concerns attention, encoder and interpretation goes
+        "model__name": "t_gem",
+        "model__layers": 0,
+        "model__activation": "none",
+        "pretraining__rounds": 0,
+        "training__first_layer": "train",
+        "analysis__attention": False,
+        "analysis__network_genes": 0,
+    },
     RNA: {"fusion__modalities": (RNA,), "fusion__kind": "additive"},
     PATHOLOGY: {  # what concerns expression alone goes with it
         "fusion__modalities": (PATHOLOGY,),

@@ -1,10 +1,11 @@
-"""Outcome, age and sex of one TCGA project's patients.
+"""Outcome, age, sex and source site of one TCGA project's patients.
 
 Verified in the hub's loader (see files.py) and in public code: the survival table has the columns sample, OS (1 = death),
 OS.time (days) and _PATIENT in an order that differs between releases; a patient's values stand once for each sample. The
 clinical table names samples in `submitter_id.samples` (2019) or `sample` (2024), sex in `gender.demographic` in both; years of
 age in `age_at_initial_pathologic_diagnosis` (2019), `age_at_index.demographic` (both) and, derived by Xena as days / 365,
-`age_at_earliest_diagnosis_in_years.diagnoses.xena_derived` (2024).
+`age_at_earliest_diagnosis_in_years.diagnoses.xena_derived` (2024); the name of the tissue source site in
+`name.tissue_source_site` in both.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ AGE_COLUMNS = (
     "age_at_initial_pathologic_diagnosis",
 )
 SEX_COLUMNS = ("gender.demographic",)
+SITE_NAME = "name.tissue_source_site"
 SEXES = ("female", "male")
 BARCODE_LENGTH = 12
 """Characters of a sample's barcode that are the patient's."""
+CODE_IN_BARCODE = slice(5, 7)
+"""Characters of a barcode that are the tissue source site's code."""
 
 
 def read_outcome(file: Path, patients: pd.Index) -> pd.DataFrame:
@@ -59,6 +63,15 @@ def read_covariates(file: Path, patients: pd.Index) -> pd.DataFrame:
             text = table[column].str.strip().str.lower()
             sex = sex.fillna(_first(text.where(text.isin(SEXES))).reindex(patients))
     return pd.DataFrame({"age": age.round(1), "sex": sex})
+
+
+def read_site_names(file: Path) -> list[tuple[str, str]]:
+    """Each tissue source site code with the name that the table gives it, as often as they differ; none where it has no such column."""
+    table = _by_patient(file)
+    if SITE_NAME not in table.columns:
+        return []
+    names = table[SITE_NAME].dropna().str.strip()
+    return sorted({(patient[CODE_IN_BARCODE], name) for patient, name in names.items() if name})
 
 
 def _by_patient(file: Path) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from oncofed.deploy.pooled_tables import is_counter_row
+from oncofed.client.data.read import is_counter_row
 from oncofed.deploy.xena.files import XenaProject, readable
 
 GENE_COLUMN = "Ensembl_ID"

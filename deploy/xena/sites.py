@@ -1,4 +1,4 @@
-"""Write one site folder per institution from the files of UCSC Xena's GDC hub."""
+"""Write one site folder per institution, or per tissue source site code, from the files of UCSC Xena's GDC hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pandas as pd
 from oncofed.client.data.site import SiteDescription, Unit, folder_name
 from oncofed.common.progress import progress_bar
 from oncofed.deploy.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
-from oncofed.deploy.xena.clinical import read_covariates, read_outcome
+from oncofed.deploy.xena.clinical import CODE_IN_BARCODE, read_covariates, read_outcome
 from oncofed.deploy.xena.expression import ChosenSamples, choose_samples, read_project
 from oncofed.deploy.xena.files import XenaProject, find_projects
-from oncofed.deploy.xena.institutions import institutions
+from oncofed.deploy.xena.institutions import ORIGIN, SiteNames, find_site_names
 
 By = Literal["institution", "code"]
 CODE = "tissue_source_site"
@@ -39,7 +39,8 @@ def write_xena_sites(
     out: Path,
     *,
     expression: str | None = None,
-    by: By = "institution",
+    codes: Path | None = None,
+    by: By | None = None,
     min_patients: int = 40,
     rest: Rest = "merge",
 ) -> XenaSites:
@@ -47,40 +48,51 @@ def write_xena_sites(
 
     Counts are delivered as whole numbers, everything else as the log2(x + 1) that it is (undoing it and taking it again
     would only lose digits). Memory: one project, then one site, at a time. Raises `ValueError` before `out` is touched.
+
+    Sites are institutions where `codes`, a code table in `source` or the clinical files name them, else codes, unless `by`
+    says which. In a clinical table `tissue_source_site` is the code as it is: a plain `read_csv` takes NA for a missing value
+    and 02 for a number, so read it as text; patient, institution and the site's name stand any reading.
     """
     refuse_target(out)
     projects, others = find_projects(source, expression)
     samples = {p.name: choose_samples(p) for p in projects}
-    clinical = pd.concat([_clinical(p, samples[p.name]) for p in projects], ignore_index=True)
+    names = find_site_names(source, codes, projects)
+    if by == "institution" and names is None:
+        raise ValueError(
+            f"{source}: --by institution, but nothing names the institutions; put {ORIGIN} there or give it with --codes, or "
+            "take --by code"
+        )
+    clinical = pd.concat([_clinical(p, samples[p.name], names) for p in projects], ignore_index=True)
+    if names is not None and not clinical[CODE].isin(names.of_code.keys()).any():
+        raise ValueError(
+            f"{names.source} has none of the tissue source site codes in {source} ({', '.join(sorted(set(clinical[CODE]))[:4])}); "
+            f"wanted is {ORIGIN}, whole"
+        )
     twice = clinical["patient"].duplicated()
     if twice.any():
         raise ValueError(f"{source}: {int(twice.sum())} patients are in the files of two projects; keep one of them")
-    group = group_by_size(clinical["institution" if by == "institution" else CODE], min_patients, rest)
+    by_name = names is not None and by != "code"
+    group = group_by_size(clinical["institution" if by_name else CODE], min_patients, rest)
     unit: Unit = "counts" if projects[0].counts else "log2"
     with new_sites(out) as root:
         genes, averaged = _write_parts(projects, samples, dict(zip(clinical["patient"], group, strict=True)), root)
         _write_sites(clinical, group, unit, genes, root)
     left_out = sum((s.left_out for s in samples.values()), Counter[str]())
-    notes = _notes(projects, others, clinical, group, averaged)
+    notes = _site_notes(names, by, clinical) + _notes(projects, others, clinical, group, averaged)
     folders = sorted(p for p in out.iterdir() if p.is_dir())
     kept = clinical[group.notna()]
     return XenaSites(folders, projects[0].kind, unit, len(kept), kept["cancer_type"].nunique(), left_out, notes)
 
 
-def _clinical(project: XenaProject, samples: ChosenSamples) -> pd.DataFrame:
+def _clinical(project: XenaProject, samples: ChosenSamples, names: SiteNames | None) -> pd.DataFrame:
     """A project's patients as a site's clinical table lists them; columns of files that are absent are absent."""
     patients = pd.Index(samples.patients)
-    codes = patients.str[5:7]
-    names = institutions()
-    table = pd.DataFrame(
-        {
-            "patient": patients,
-            "cancer_type": project.cancer,
-            "institution": [names.get(c, c) for c in codes],
-            CODE: codes,
-        },
-        index=patients,
-    )
+    codes = patients.str[CODE_IN_BARCODE]
+    table = pd.DataFrame({"patient": patients, "cancer_type": project.cancer}, index=patients)
+    if names is not None:
+        # not the bare code: NA would be read back as no institution
+        table["institution"] = [names.of_code.get(c, f"code {c}") for c in codes]
+    table[CODE] = codes
     if project.clinical is not None:
         table = table.join(read_covariates(project.clinical, patients))
     if project.survival is not None:
@@ -139,6 +151,17 @@ def _part(root: Path, site: str, cancer: str) -> Path:
     return root / f"{folder_name(site)}.{cancer}.npy"
 
 
+def _site_notes(names: SiteNames | None, by: By | None, clinical: pd.DataFrame) -> list[str]:
+    """What the user should know about the sites' names."""
+    if names is None:
+        need = f"each tissue source site code is a site of its own; institutions need {ORIGIN}, in the folder or as --codes"
+        return [need] if by is None else []
+    unknown = sorted(set(clinical[CODE]) - set(names.of_code))
+    if not unknown:
+        return []
+    return [f"codes {unknown} have no name in {names.source}: institutions of their own, named by their code"]
+
+
 def _notes(
     projects: list[XenaProject], others: list[str], clinical: pd.DataFrame, group: pd.Series, averaged: int
 ) -> list[str]:
@@ -155,13 +178,8 @@ def _notes(
     without = [p.name for p in projects if p.clinical is None]
     if without:
         notes.append(f"no clinical file of {', '.join(without)}: no age and sex there")
-    unknown = sorted(set(clinical[CODE]) - set(institutions()))
-    if unknown:
-        notes.append(
-            f"tissue source sites {unknown} are not in the GDC's table: institutions of their own, named by their code"
-        )
     if averaged:
         notes.append(f"{averaged} samples are means of several aliquots in Xena's files: their counts are rounded")
     if group.isna().any():
-        notes.append(f"{int(group.isna().sum())} patients of smaller institutions are dropped")
+        notes.append(f"{int(group.isna().sum())} patients of smaller sites are dropped")
     return notes

@@ -1,4 +1,4 @@
-"""Benchmarks: ratios within one run, printed as a table. `make bench`, or name one: overhead, experts, aggregation.
+"""Benchmarks: ratios within one run, printed as a table. `make bench`, or name one: overhead, experts, aggregation, paper, t_gem.
 
 Nothing here is a test: machines differ and are noisy. Measured results stand in docs/results/benchmarks.md.
 """
@@ -21,6 +21,7 @@ from oncofed.client.app import app as client_app
 from oncofed.client.batch import Batch
 from oncofed.client.objectives import objective_for
 from oncofed.common.blocks import EVIDENCE
+from oncofed.common.models import attention, t_gem
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer
 from oncofed.common.study import Study
@@ -156,14 +157,40 @@ def paper_size() -> None:
     }
     for name, keys in ways.items():
         with context.Pool(1) as pool:
-            parameters, seconds, peak = pool.apply(paper_step, (keys,))
+            parameters, seconds, peak = pool.apply(one_step, ({"model__size": "paper", **keys}, 25_000, 256))
         table.add_row(name, f"{parameters:,}", f"{seconds:.2f}", f"{peak:.1f}")
     console.print(table)
 
 
-def paper_step(keys: dict[str, object], genes: int = 25_000, batch: int = 256) -> tuple[int, float, float]:
+def t_gem_size() -> None:
+    """One training step of T-GEM at the paper's size, its attention interpolated and from all pairs, each in its own process."""
+    table = Table("attention", "genes", "batch", "s/step", "ratio", "peak GB", title="T-GEM: 3 layers, 5 heads")
+    context = multiprocessing.get_context("spawn")
+    keys = {"model__name": "t_gem", "task__kind": "classification"}
+    for genes, batch in ((1_708, 16), (1_708, 64), (20_000, 16)):
+        first = None
+        for way in ("interpolated", "direct, in pieces", "all pairs at once") if genes < 10_000 else ("interpolated",):
+            with context.Pool(1) as pool:
+                _, seconds, peak = pool.apply(one_step, (keys, genes, batch, way))
+            first = first or seconds
+            table.add_row(way, f"{genes:,}", str(batch), f"{seconds:.3f}", f"{seconds / first:.1f}", f"{peak:.2f}")
+    console.print(table)
+
+
+def all_pairs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, to_self: str) -> torch.Tensor:
+    """As the paper's code has it: the whole G x G score of every head and layer is kept for the backward pass."""
+    own = torch.eye(q.shape[-1], dtype=torch.bool)
+    score = (q[..., :, None] * k[..., None, :]).masked_fill(own, -torch.inf)
+    return (torch.softmax(score, dim=-1) @ v[..., None]).squeeze(-1)
+
+
+def one_step(keys: dict[str, object], genes: int, batch: int, way: str = "") -> tuple[int, float, float]:
     """Parameters, median seconds of a step, and peak memory in GB (of the device where there is one)."""
-    study = Study().changed(model__size="paper", **keys)
+    study = Study().changed(**keys)
+    if way == "direct, in pieces":
+        attention._interpolates = lambda q, k: False
+    elif way == "all pairs at once":
+        t_gem.scalar_token_attention = all_pairs
     phase = study.phases[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(study, Sizes(genes, tuple("ABCDEFGHI"), 20), phase=phase).to(device)
@@ -226,7 +253,13 @@ def _interleaved(calls: list[Callable[[], torch.Tensor]], repeats: int = 15) -> 
     return [float(np.median(t[2:])) for t in times]
 
 
-BENCHMARKS = {"overhead": overhead, "experts": experts, "aggregation": aggregation, "paper": paper_size}
+BENCHMARKS = {
+    "overhead": overhead,
+    "experts": experts,
+    "aggregation": aggregation,
+    "paper": paper_size,
+    "t_gem": t_gem_size,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

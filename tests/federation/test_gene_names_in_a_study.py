@@ -12,29 +12,21 @@ import pytest
 from oncofed.client.data.check import check_site
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.new_patients import new_patients
-from oncofed.common.gene_names import GeneNames
+from oncofed.common.gene_names import Gene, GeneNames
 from oncofed.common.panel import GenePanel
 from oncofed.common.saved import SavedModel
 from oncofed.common.study import Study
 from oncofed.deploy.simulate import simulate
+from toy_genes import write_hgnc
 from toy_studies import copy_sites
 
 Make = Callable[..., Study]
 
 
-def renamed_genes(count: int) -> tuple[list[str], list[str], list[str]]:
-    """Genes that have an Ensembl id and have had another name: approved symbols, versioned ids, other names."""
-    names = GeneNames.load()
-    other = {
-        symbol: name
-        for name, symbol in names.exact.items()
-        if symbol and not name.startswith("ENSG") and name != symbol
-    }
-    genes = [g for g in sorted(other) if names.ensembl(g)][:count]
-    return genes, [f"{names.ensembl(g)}.7" for g in genes], [other[g] for g in genes]
-
-
-APPROVED, IDS, OTHER = renamed_genes(60)
+GENES = [Gene(f"C1orf{i}", f"ENSG{i:011}", (f"OLD{i}",), (f"KIAA{i}",)) for i in range(100, 160)]
+APPROVED = [g.symbol for g in GENES]
+IDS = [f"{g.ensembl}.7" for g in GENES]
+OTHER = [(g.previous[0], g.aliases[0], g.symbol.upper())[i % 3] for i, g in enumerate(GENES)]
 
 
 def name_genes(site: Path, genes: list[str]) -> None:
@@ -87,32 +79,36 @@ def test_a_gene_set_panel_over_sites_of_other_names(
         "\t".join(["ONE", "about", *OTHER[:25]]) + "\n" + "\t".join(["TWO", "about", *APPROVED[20:40], IDS[45]]) + "\n"
     )
     genes = [*APPROVED[:40], APPROVED[45]]
+    table = write_hgnc(tmp_path / "hgnc.txt", GENES)
     (tmp_path / "panel.txt").write_text("\n".join(genes))
     plain = small_study(runtime__out=str(tmp_path / "a"), panel__file=str(tmp_path / "panel.txt"))
-    named = small_study(runtime__out=str(tmp_path / "b"), panel__file=str(sets), panel__names="symbols")
+    named = small_study(runtime__out=str(tmp_path / "b"), panel__file=str(sets), panel__names=str(table))
     simulate(plain, approved)
     done = simulate(named, mixed)
     assert done.results["left_out"] == []
-    assert done.results["panel"]["hash"] == GenePanel(tuple(genes)).hash
+    panel = GenePanel.named(genes, GeneNames.of(GENES))
+    assert done.results["panel"]["hash"] == panel.hash
     assert weights(named) == weights(plain)
 
+    table.unlink()  # what is needed of it has travelled with the panel
     model = SavedModel.read(tmp_path / "b" / "model-fold-0.safetensors")
-    panel = GenePanel.from_file(sets, "symbols")
+    assert model.panel == panel
     for ours, theirs in zip(list_sites(approved), list_sites(mixed), strict=True):
         expected, _ = new_patients(SiteFolder.open(ours), model)
         got, notes = new_patients(SiteFolder.open(theirs), model)
         np.testing.assert_array_equal(got.x_NG, expected.x_NG)
         assert not any("missing" in note for note in notes)
-        assert check_site(theirs, panel, "symbols").facts["panel"] == "41 of 41 genes"
+        assert check_site(theirs, panel).facts["panel"] == "41 of 41 genes"
 
 
 def test_without_a_panel_the_shared_genes_are_found_under_all_names(
-    two_worlds: tuple[Path, Path], small_study: Make
+    two_worlds: tuple[Path, Path], tmp_path: Path, small_study: Make
 ) -> None:
-    study = small_study(panel__names="symbols", training__rounds=1)
-    assert simulate(study, two_worlds[1]).results["panel"]["hash"] == GenePanel(tuple(sorted(APPROVED))).hash
+    study = small_study(panel__names=str(write_hgnc(tmp_path / "hgnc.txt", GENES)), training__rounds=1)
+    panel = GenePanel.named(sorted(APPROVED), GeneNames.of(GENES))
+    assert simulate(study, two_worlds[1]).results["panel"]["hash"] == panel.hash
     with pytest.raises(ValueError, match="the gene panel is empty"):
-        simulate(study.changed(panel__names="as_given"), two_worlds[1])
+        simulate(study.changed(panel__names=""), two_worlds[1])
 
 
 def test_genes_of_no_site_stop_the_study_before_it_trains(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,15 @@ from oncofed.client.data.site import SiteDescription, SiteFolder, Unit, write_de
 from oncofed.client.data.units import one_column_a_gene
 from oncofed.client.greeting import greet
 from oncofed.common.errors import Refusal
+from oncofed.common.gene_names import GeneNames, is_plain
 from oncofed.common.gene_sets import read_gmt
 from oncofed.common.panel import GenePanel
 from oncofed.common.sections import Panel
 from oncofed.common.study import Study
 from oncofed.server.app import agree_panel
+from toy_genes import FEW, write_hgnc
+
+NAMES = GeneNames.of(FEW)
 
 GMT = (
     "HALLMARK_HYPOXIA\thttps://www.gsea-msigdb.org/gsea/msigdb/human/geneset/HALLMARK_HYPOXIA\tCYR61\tCTGF\tVEGFA\n"
@@ -90,38 +95,97 @@ def test_gene_set_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_panel_of_gene_sets_is_their_union(tmp_path: Path, name: str) -> None:
     file = text_file(tmp_path, GMT, name)
     assert GenePanel.from_file(file).genes == ("CYR61", "CTGF", "VEGFA", "CCN1", "VCAN")
-    assert GenePanel.from_file(file, "symbols").genes == ("CCN1", "CCN2", "VEGFA", "VCAN")
+    panel = GenePanel.from_file(file, NAMES)
+    assert panel.genes == ("CCN1", "CCN2", "VEGFA", "VCAN")
+    assert panel.others[2:] == (("ENSG00000112715", "VEGF"), ())
 
 
 def test_a_list_names_a_gene_once_under_any_name(tmp_path: Path) -> None:
     file = text_file(tmp_path, "# a list\nVEGFA\nCYR61\nENSG00000141510.3\n\nCCN1\n", "panel.txt")
     assert GenePanel.from_file(file).genes == ("VEGFA", "CYR61", "ENSG00000141510.3", "CCN1")
     with pytest.raises(ValueError, match=r"panel.txt: names 1 genes more than once, e.g. CYR61 and CCN1 are both CCN1"):
-        GenePanel.from_file(file, "symbols")
+        GenePanel.from_file(file, NAMES)
     file.write_text("VEGFA\nCYR61\nENSG00000141510.3\n")
-    assert GenePanel.from_file(file, "symbols").genes == ("VEGFA", "CCN1", "TP53")
+    assert GenePanel.from_file(file, NAMES).genes == ("VEGFA", "CCN1", "TP53")
     with pytest.raises(ValueError, match=r"2 lines hold tabs; write one gene a line, or name a file of gene sets .gmt"):
         GenePanel.from_file(text_file(tmp_path, GMT, "sets.txt"))
+
+
+def test_two_names_of_a_panel_and_what_is_no_panel() -> None:
+    with pytest.raises(ValueError, match=r"gives 1 names to more than one gene, e.g. \['X'\]"):
+        GenePanel(("A", "B"), (("X",), ("X",)))
+    with pytest.raises(ValueError, match=r"gives 1 names to more than one gene, e.g. \['B'\]"):
+        GenePanel(("A", "B"), (("B",), ()))
+    with pytest.raises(ValueError, match=r"has 2 genes and other names of 1"):
+        GenePanel(("A", "B"), (("X",),))
+    with pytest.raises(ValueError, match=r"1 gene names are empty, begin with #"):
+        GenePanel(("A", "B"), (("X",), ("",)))
+    with pytest.raises(ValueError, match=r"1 gene names are empty, begin with #"):
+        GenePanel(("A", "B"), (("X\tY",), ()))  # on its line it would be two names
+
+
+def test_the_hash_of_a_panel_without_other_names_stays_what_it_was() -> None:
+    assert GenePanel(("TP53", "VEGFA")).hash == "66cf1c8da1176e16"
+    assert GenePanel(("TP53", "VEGFA"), ((), ())) == GenePanel(("TP53", "VEGFA"))
+    assert GenePanel(("TP53", "VEGFA"), (("p53",), ())).hash != GenePanel(("TP53", "VEGFA"), ((), ("p53",))).hash
+
+
+@given(st.lists(st.lists(GENE.filter(is_plain), max_size=3), min_size=1, max_size=5), st.data())
+def test_a_panel_travels_as_lines(names: list[list[str]], data: st.DataObject) -> None:
+    seen = list(dict.fromkeys(name for row in names for name in row))
+    genes = data.draw(st.lists(st.sampled_from(["G1", "G2", "G3", *seen]), min_size=1, unique=True))
+    left = iter([name for name in seen if name not in genes])
+    others = tuple(tuple(itertools.islice(left, data.draw(st.integers(0, 2)))) for _ in genes)
+    panel = GenePanel(tuple(genes), others)
+    again = GenePanel.of_lines("\n".join(panel.lines).splitlines())
+    assert again == panel
+    assert again.hash == panel.hash
+    assert panel.names_of(genes) == genes
+    for gene, its in zip(genes, others, strict=True):
+        assert set(panel.names_of(its)) <= {gene}
+    kept = data.draw(st.lists(st.sampled_from(genes), min_size=1))
+    assert panel.only(kept).lines == [line for line, gene in zip(panel.lines, genes, strict=True) if gene in kept]
 
 
 HELD = [["CCN1", "VEGFA", "TP53"], ["VEGFA", "VCAN"]]
 
 
 def test_genes_that_no_site_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = str(write_hgnc(tmp_path / "hgnc.txt"))
     file = str(text_file(tmp_path, "VEGFA\nVEGFAA\nCYR61\nVCAN\n", "panel.txt"))
     with pytest.raises(ValueError, match=r"2 of the 4 genes of panel\.file") as refused:
         agree_panel(Panel(file=file), HELD)
     assert "VEGFAA (nearest: VEGFA), CYR61; correct them" in str(refused.value)
-    assert "set panel.names = 'symbols', which finds 1 of them" in str(refused.value)
+    assert "panel.names" not in str(refused.value)  # symbols on both sides
     assert "leave them out with panel.unknown = 'drop'" in str(refused.value)
     with pytest.raises(ValueError, match="1 of the 4 genes") as refused:
-        agree_panel(Panel(file=file, names="symbols"), HELD)
-    assert "panel.names" not in str(refused.value)
+        agree_panel(Panel(file=file, names=table), HELD)
+    assert "VEGFAA (nearest: VEGFA); correct them" in str(refused.value)
     with caplog.at_level("WARNING", "oncofed.server"):
         assert agree_panel(Panel(file=file, unknown="drop"), HELD).genes == ("VEGFA", "VCAN")
     assert "2 of the 4 genes" in caplog.text
     assert "VEGFAA" in caplog.text
-    assert agree_panel(Panel(file=file, names="symbols", unknown="drop"), HELD).genes == ("VEGFA", "CCN1", "VCAN")
+    left = agree_panel(Panel(file=file, names=table, unknown="drop"), HELD)
+    assert left.lines == ["VEGFA\tENSG00000112715\tVEGF", "CCN1\tCYR61\tENSG00000142871\tGIG1\tIGFBP10", "VCAN"]
+
+
+IDS = [["ENSG00000142871.3", "ENSG00000141510.12", "ENSG00000112715.1"], ["ENSG00000112715.2", "C6ORF62", "XTP12"]]
+
+
+def test_sites_of_ids_and_a_panel_of_symbols(tmp_path: Path) -> None:
+    file = str(text_file(tmp_path, "VEGF\nCCN1\n", "panel.txt"))
+    with pytest.raises(ValueError, match=r"let panel\.names name HGNC's table of names, since only one side"):
+        agree_panel(Panel(file=file, unknown="drop"), IDS[:1])
+    asked = Panel(file=file, names=str(write_hgnc(tmp_path / "hgnc.txt")))
+    assert agree_panel(asked, IDS).genes == ("VEGFA", "CCN1")
+    assert agree_panel(asked.model_copy(update={"file": ""}), IDS).genes == ("VEGFA",)
+    half = asked.model_copy(update={"file": "", "min_site_share": 0.5})
+    assert agree_panel(half, [*IDS, ["vegfa", " odd", "#"]]).genes == (
+        "VEGFA",
+    )  # a site would not find the small letters
+    assert agree_panel(half, IDS).genes == ("C6orf62", "CCN1", "TP53", "VEGFA")
+    with pytest.raises(ValueError, match=r"panel.names = absent.txt: cannot be read"):
+        agree_panel(Panel(names="absent.txt"), IDS)
 
 
 def test_a_panel_of_which_nothing_is_left(tmp_path: Path) -> None:
@@ -181,34 +245,35 @@ def test_a_patients_library_stays_what_it_was(columns: list[str]) -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_site_of_other_names_gives_the_same_numbers(tmp_path: Path, turned: bool) -> None:
     new = counts(["CCN1", "CCN2", "TP53", "VEGFA", "unheard-of"])
-    old = new.set_axis(["CYR61", "ENSG00000118523.14", "ENSG00000141510", "vegfa", "unheard-of"], axis=1)
+    old = new.set_axis(["CYR61", "ENSG00000118523.14", "ENSG00000141510", "VEGF", "unheard-of"], axis=1)
     old["CYR61"] -= new["CCN1"] // 3
     old["IGFBP10"] = new["CCN1"] // 3  # an alias: CCN1 once more
     panel = GenePanel(("VEGFA", "CCN1", "CCN2", "ABSENT"))
     wanted = pd.Index(PATIENTS)
     plain = expression_of(site_of(tmp_path / "new", new, turned=turned), wanted, wanted, panel)
     other = site_of(tmp_path / "old", old, turned=turned)
-    names, x_NG = expression_of(other, wanted, wanted, panel, "symbols")
+    names, x_NG = expression_of(other, wanted, wanted, GenePanel.named(panel.genes, NAMES))
     assert names == plain[0]
     np.testing.assert_array_equal(x_NG, plain[1])  # of the same library, though the panel holds a part of it
     assert np.isnan(expression_of(other, wanted, wanted, panel)[1]).all()
-    older = GenePanel(("VEGFA", "CYR61", "CTGF", "ABSENT"))  # of a model that knew an older table
-    np.testing.assert_array_equal(expression_of(other, wanted, wanted, older, "symbols")[1], plain[1])
+    ids = GenePanel(("ENSG00000118523", "ENSG00000141510"))  # without other names an id is found without its version
+    np.testing.assert_array_equal(
+        expression_of(other, wanted, wanted, ids)[1],
+        expression_of(other, wanted, wanted, GenePanel(tuple(old)))[1][:, 1:3],
+    )
 
 
-def test_greeting_and_cohort_know_how_genes_are_named(tmp_path: Path) -> None:
+def test_a_greeting_names_genes_as_the_file_does_and_a_cohort_finds_all_names(tmp_path: Path) -> None:
     site, work = (
         site_of(tmp_path / "site", counts(["CYR61", "ENSG00000141510.2", "IGFBP10", "VCAN"])),
         tmp_path / "work",
     )
-    given, symbols = Study(), Study().changed(panel__names="symbols")
     for _ in range(2):  # the second time from the cache
-        assert greet(site, work, given)["genes"] == ["CYR61", "ENSG00000141510.2", "IGFBP10", "VCAN"]
-        assert greet(site, work, symbols)["genes"] == ["CCN1", "TP53", "VCAN"]
-    panel = GenePanel(("TP53", "VCAN"))
+        assert greet(site, work, Study())["genes"] == ["CYR61", "ENSG00000141510.2", "IGFBP10", "VCAN"]
+    given = GenePanel(("TP53", "VCAN"))
     missing = []
-    for study in (given, symbols, given):
-        study = study.changed(splits__folds=3)
+    for panel in (given, GenePanel.named(given.genes, NAMES), given):
+        study = Study().changed(splits__folds=3)
         cohort = open_cohort(cohort_key(site, study, panel, ("BRCA",)), site, work, panel)
         missing.append(bool(np.isnan(cohort.x_NG[:, 0]).all()))
     assert missing == [True, False, True]
@@ -231,12 +296,12 @@ def test_columns_beside_the_patients_are_named_as_such(tmp_path: Path) -> None:
     assert "SECRET" not in str(check_site(tmp_path))
     assert read_expression(site, pd.Index(PATIENTS)).shape == (6, 2)
     turned.drop(columns="SECRET-77").to_csv(tmp_path / "expression.csv")
-    report = check_site(tmp_path, GenePanel(("TP53", "CYR61")), "symbols")
+    report = check_site(tmp_path, panel := GenePanel.named(("TP53", "CCN1"), NAMES))
     assert report.ok
     assert found(report) == {("gene_name, gene_type", "columns of text that are no patients"): 2}
     assert report.facts["expression"] == "6 patients x 2 genes"
     assert report.facts["panel"] == "2 of 2 genes"
-    assert read_expression(site, pd.Index(PATIENTS), "symbols").columns.tolist() == ["TP53", "CCN1"]
+    assert read_expression(site, pd.Index(PATIENTS), panel).columns.tolist() == ["TP53", "CCN1"]
 
 
 def test_a_column_of_text_among_the_genes_is_refused_by_name(tmp_path: Path) -> None:
@@ -282,12 +347,13 @@ def test_orientation_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
 
 
 def test_site_check_says_that_other_names_would_do(tmp_path: Path) -> None:
-    site_of(tmp_path, counts(["CYR61", "ENSG00000141510.2", "VCAN"]))
+    site_of(tmp_path, counts(["ENSG00000142871.1", "ENSG00000141510.2", "VCAN"]))
     panel = GenePanel(("CCN1", "TP53", "VCAN", "ABSENT"))
     (finding,) = check_site(tmp_path, panel).findings
     assert (finding.count, finding.level) == (3, "warning")
-    assert finding.remedy.endswith("a study with panel.names = 'symbols' finds 2 of them")
-    (finding,) = check_site(tmp_path, panel, "symbols").findings
+    assert finding.remedy.endswith("HGNC's table in panel.names finds genes under both: try it with --names")
+    (finding,) = check_site(tmp_path, GenePanel.named(panel.genes, NAMES)).findings
     assert (finding.column, finding.count) == ("ABSENT", 1)
+    assert "--names" not in finding.remedy
     (finding,) = check_site(tmp_path, GenePanel(("CCN1",))).findings
     assert (finding.level, finding.problem) == ("error", "no gene of the panel")

@@ -31,7 +31,7 @@ TITLES = (
 def results_of(root: Path, **settings: Any) -> dict[str, Any]:
     out = write_run(root / "out", **settings)
     model = SavedModel.read(out / "model-fold-0.safetensors")
-    told = interpret(out, [0, 1, 2], pathways_on(PANEL, model.study, write_gmt(root / "sets.gmt")))
+    told = interpret(out, [0, 1, 2], pathways_on(PANEL, write_gmt(root / "sets.gmt")))
     return toy_results(model.study.model_dump(mode="json"), told)
 
 

@@ -47,7 +47,12 @@ def authors_form(model: TGEM, x: Tensor) -> Tensor:
 
 
 def test_the_authors_model_with_its_switches() -> None:
-    keys = {"model__self_attention": "after", "model__head_mix": 0.001, "model__first_layer_scale": 1.0}
+    keys = {
+        "model__self_attention": "after",
+        "model__head_mix": 0.001,
+        "model__branch_scale": 1.0,
+        "model__first_layer_scale": 1.0,
+    }
     model, inputs = model_of(**keys), inputs_of()
     np.testing.assert_allclose(
         model(inputs).score.detach(), authors_form(model, inputs.x_BG).detach(), atol=2e-4, rtol=1e-3
@@ -62,10 +67,10 @@ def test_live_parameters_are_as_many_as_the_papers() -> None:
 
 def test_first_branch_is_alive() -> None:
     """With the deviation under a root and torch's epsilon it would begin 1e4 times smaller (t_gem.md, fact 5)."""
-    model, inputs = model_of(genes=800), inputs_of(genes=800)
+    model, inputs = model_of(genes=800, model__branch_scale=1.0), inputs_of(genes=800)
     seen = model.trace(inputs)
     moved = (seen[1].x - seen[0].x).square().mean().sqrt()
-    assert 0.5 < float(moved) < 1.5
+    assert 0.5 < moved.item() < 1.5
 
 
 def test_without_layers_it_is_logistic_regression() -> None:
@@ -128,7 +133,7 @@ def test_survival_reads_all_genes() -> None:
 
 
 def test_a_patient_whose_genes_are_all_the_same_has_a_gradient() -> None:
-    norm, u = GeneNorm(7), torch.full((2, 7), 3.0, requires_grad=True)
+    norm, u = GeneNorm(7, 1.0), torch.full((2, 7), 3.0, requires_grad=True)
     norm(u).sum().backward()
     assert u.grad is not None
     assert torch.isfinite(u.grad).all()

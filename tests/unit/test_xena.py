@@ -14,19 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oncofed.client.data.check import check_site
 from oncofed.client.data.read import read_clinical
-from oncofed.client.data.site import SiteFolder, folder_name
-from oncofed.common.cancers import CANCER_TYPES
+from oncofed.client.data.site import SiteFolder
 from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
 from oncofed.deploy.simulate import simulate
 from oncofed.deploy.xena.expression import choose_samples, read_project
 from oncofed.deploy.xena.files import find_projects
-from oncofed.deploy.xena.institutions import institutions
 from oncofed.deploy.xena.sites import write_xena_sites
 from typer.testing import CliRunner
 
 GENES = [f"ENSG{i:011d}" for i in range(40)]
-CODES = {"BRCA": ["A8", "BH"], "COAD": ["AA", "AZ"]}  # of each cancer Indivumed and the University of Pittsburgh
+CODES = {"BRCA": ["A8", "NA"], "COAD": ["AA", "02"]}
+TABLE = """TSS Code	Source Site	Study Name	BCR
+A8	North Clinic	Breast invasive carcinoma	X
+NA	St. Ann's Hospital (East)	Breast invasive carcinoma	X
+AA	 North  clinic	Colon adenocarcinoma	X
+02	St Anns Hospital - East	Colon adenocarcinoma	X
+ZY	University of the "South	Colon adenocarcinoma	X
+"""
+"""Of each cancer a code of two institutions, spelled in two ways; NA is a code."""
+NORTH, EAST = "North Clinic", "St. Ann's Hospital (East)"
 EACH = 20
 """Patients of each cancer at each institution."""
 
@@ -99,12 +106,14 @@ def write_project(folder: Path, cancer: str, release: int, unit: str = "counts")
 def write_hub(folder: Path, release: int = 2024, unit: str = "counts") -> Path:
     for cancer in CODES:
         write_project(folder, cancer, release, unit)
+    (folder / "tissueSourceSite.tsv").write_text(TABLE)
     return folder
 
 
 def read_sites(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The clinical tables and the expression `[genes, patients]` of all sites."""
-    clinical = pd.concat([pd.read_csv(f / "clinical.csv") for f in folders]).set_index("patient")
+    text = {"tissue_source_site": str}  # 02 is no number
+    clinical = pd.concat([pd.read_csv(f / "clinical.csv", dtype=text) for f in folders]).set_index("patient")
     return clinical, pd.concat([pd.read_parquet(f / "expression.parquet") for f in folders], axis=1)
 
 
@@ -112,7 +121,7 @@ def read_sites(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_both_releases_give_the_same_sites(release: int, tmp_path: Path) -> None:
     source = write_hub(tmp_path / "hub", release)
     done = write_xena_sites(source, tmp_path / "sites", min_patients=30)
-    assert [f.name for f in done.folders] == ["indivumed", "university-of-pittsburgh"]
+    assert [f.name for f in done.folders] == ["north-clinic", "st-ann-s-hospital-east"]
     assert (done.unit, done.patients, done.cancers, done.notes) == ("counts", 80, 2, [])
     expected = {"further samples of a patient": 2, "metastases": 2, "normal tissue": 4}
     assert done.left_out == Counter(expected)
@@ -127,8 +136,12 @@ def test_both_releases_give_the_same_sites(release: int, tmp_path: Path) -> None
     assert expression.dtypes.map(pd.api.types.is_integer_dtype).all()
     columns = ["cancer_type", "institution", "tissue_source_site", "age", "sex", "time", "event"]
     assert clinical.columns.tolist() == columns
-    row = clinical.loc["TCGA-AZ-0003"]
-    assert row.tolist() == ["COAD", "University of Pittsburgh", "AZ", 63.0, "female", 123, 1]
+    row = clinical.loc["TCGA-02-0003"]
+    assert row.tolist() == ["COAD", EAST, "02", 63.0, "female", 123, 1]
+    assert clinical.groupby(clinical.index.str[5:7])["institution"].unique().map(list).to_dict() == {
+        "02": [EAST], "A8": [NORTH], "AA": [NORTH], "NA": [EAST]
+    }  # fmt: skip
+    assert [SiteFolder.open(f).name for f in done.folders] == [NORTH, EAST]
     assert all(SiteFolder.open(f).description.time_unit == "days" for f in done.folders)
 
 
@@ -210,10 +223,12 @@ def test_blood_is_the_primary_of_laml_and_an_unknown_code_its_own_site(tmp_path:
     source = tmp_path / "hub"
     source.mkdir()
     write_matrix(source / "TCGA-LAML.htseq_fpkm.tsv", x)
-    done = write_xena_sites(source, tmp_path / "sites", min_patients=1)
-    assert [f.name for f in done.folders] == ["washington-university", "zz"]
+    codes = tmp_path / "codes.txt"
+    codes.write_text("TSS Code\tSource Site\nAB\tWest Clinic\n")
+    done = write_xena_sites(source, tmp_path / "sites", codes=codes, min_patients=1)
+    assert [f.name for f in done.folders] == ["code-zz", "west-clinic"]
     assert done.left_out == Counter({"normal tissue": 1})
-    assert any("['ZZ'] are not in the GDC's table" in n for n in done.notes)
+    assert any("codes ['ZZ'] have no name in codes.txt" in n for n in done.notes)
     assert any("no clinical file of TCGA-LAML" in n for n in done.notes)
 
 
@@ -239,17 +254,17 @@ def test_patients_without_follow_up_stay_for_classification(tmp_path: Path) -> N
 def test_small_sites_are_merged_or_dropped_and_codes_can_be_sites(tmp_path: Path) -> None:
     source = write_hub(tmp_path / "hub")
     by_code = write_xena_sites(source, tmp_path / "codes", by="code", min_patients=EACH)
-    assert [SiteFolder.open(f).name for f in by_code.folders] == ["A8", "AA", "AZ", "BH"]
+    assert [SiteFolder.open(f).name for f in by_code.folders] == ["02", "A8", "AA", "NA"]
     for file in source.glob("TCGA-COAD.*"):
         table = pd.read_csv(file, sep="\t")
-        if "star" in file.name:  # one patient fewer at Indivumed than at Pittsburgh
+        if "star" in file.name:  # one patient fewer at the one than at the other
             table.drop(columns="TCGA-AA-0007-01A").to_csv(file, sep="\t", index=False)
     merged = write_xena_sites(source, tmp_path / "merged", min_patients=40)
-    assert [f.name for f in merged.folders] == ["rest", "university-of-pittsburgh"]
+    assert [f.name for f in merged.folders] == ["rest", "st-ann-s-hospital-east"]
     dropped = write_xena_sites(source, tmp_path / "dropped", min_patients=40, rest="drop")
-    assert [f.name for f in dropped.folders] == ["university-of-pittsburgh"]
+    assert [f.name for f in dropped.folders] == ["st-ann-s-hospital-east"]
     assert dropped.patients == 40
-    assert any("39 patients of smaller institutions are dropped" in n for n in dropped.notes)
+    assert any("39 patients of smaller sites are dropped" in n for n in dropped.notes)
     with pytest.raises(ValueError, match="no group of 'institution' has 50 patients"):
         write_xena_sites(source, tmp_path / "none", min_patients=50, rest="drop")
 
@@ -349,7 +364,7 @@ def test_the_command_says_what_stayed_behind_and_never_writes_over_sites(tmp_pat
     assert "normal tissue 4" in text
     assert "further samples of a patient 2" in text
     assert "80 patients of 2 cancer types" in text
-    checked = runner.invoke(cli, ["site", "check", str(sites / "indivumed")])
+    checked = runner.invoke(cli, ["site", "check", str(sites / "north-clinic")])
     assert checked.exit_code == 0
     assert "ready" in checked.output
     before = {p: p.read_bytes() for p in sites.rglob("*") if p.is_file()}
@@ -359,21 +374,63 @@ def test_the_command_says_what_stayed_behind_and_never_writes_over_sites(tmp_pat
     assert {p: p.read_bytes() for p in sites.rglob("*") if p.is_file()} == before
 
 
-def test_every_code_has_one_institution_and_every_institution_its_folder() -> None:
-    table = institutions()
-    assert len(table) == 829
-    assert table["NA"] == "Duke"  # a code, not a missing value
-    names = set(table.values())
-    assert len({folder_name(n) for n in names}) == len(names)
-    assert {table[c] for c in ("39", "2A", "13")} == {"Memorial Sloan Kettering"}
-    assert set(CODES) <= set(CANCER_TYPES)
+@pytest.mark.parametrize("release", [2019, 2024])
+def test_without_a_table_the_clinical_files_name_institutions_and_else_codes_are_sites(
+    release: int, tmp_path: Path
+) -> None:
+    source = write_hub(tmp_path / "hub", release)
+    (source / "tissueSourceSite.tsv").unlink()
+    by_code = write_xena_sites(source, tmp_path / "codes", min_patients=EACH)
+    assert [SiteFolder.open(f).name for f in by_code.folders] == ["02", "A8", "AA", "NA"]
+    assert len(by_code.notes) == 1
+    assert "institutions need the GDC's tissueSourceSite.tsv" in by_code.notes[0]
+    assert "institution" not in read_sites(by_code.folders)[0].columns
+    assert not write_xena_sites(source, tmp_path / "asked", by="code", min_patients=EACH).notes
+    with pytest.raises(
+        ValueError, match=r"nothing names the institutions; put the GDC's tissueSourceSite\.tsv .* --codes"
+    ):
+        write_xena_sites(source, tmp_path / "none", by="institution")
+    sites = dict(line.split("\t")[:2] for line in TABLE.splitlines())
+    for file in [*source.glob("*.clinical.*"), *source.glob("*.GDC_phenotype.*")]:
+        table = pd.read_csv(file, sep="\t")
+        names = table.iloc[:, 0].str[5:7].map(sites)
+        # a patient without a name is at the institution of the code
+        table["name.tissue_source_site"] = names.where(table.index != 7)
+        table.to_csv(file, sep="\t", index=False)
+    named = write_xena_sites(source, tmp_path / "named", min_patients=2 * EACH)
+    assert [len(pd.read_csv(f / "clinical.csv")) for f in named.folders] == [2 * EACH, 2 * EACH]
+    assert named.folders[0].name == "north-clinic"
+    assert named.notes == []
+    (source / "tissueSourceSite.tsv").write_text("tss_code\tSOURCE.SITE\nNA\tSouth\nA8\tSouth\nAA\tSouth\n02\tSouth\n")
+    table_first = write_xena_sites(source, tmp_path / "table", min_patients=EACH)
+    assert [f.name for f in table_first.folders] == ["south"]
 
 
-def test_institutions_agree_with_the_real_clinical_tables(real_data: Path) -> None:
-    """Patients whom a clinical table puts at one institution are at one institution here."""
-    for folder in ("tcga", "rare_cancers"):
-        clinical = pd.read_csv(real_data / folder / "clinical.csv", dtype=str, keep_default_na=False)
-        here = clinical["tissue_source_site"].map(institutions())
-        assert here.notna().all()
-        assert (clinical["patient"].str[5:7] == clinical["tissue_source_site"]).all()
-        assert (here.groupby(clinical["institution"]).nunique() == 1).all()
+def test_code_tables_that_contradict_or_miss_are_refused(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    codes = tmp_path / "own.tsv"
+    with pytest.raises(ValueError, match=r"own\.tsv cannot be read as a code table \(FileNotFoundError\)"):
+        write_xena_sites(source, tmp_path / "sites", codes=codes)
+    codes.write_text(TABLE + "A8\tSouth\tBreast\tX\n")
+    with pytest.raises(ValueError, match=r"own\.tsv: code 'A8' is of 'North Clinic' and of 'South'"):
+        write_xena_sites(source, tmp_path / "sites", codes=codes)
+    codes.write_text("TSS Code\tSource Site\nZZ\tSouth\n")
+    with pytest.raises(ValueError, match=r"own\.tsv has none of the tissue source site codes .* \(02, A8, AA, NA\)"):
+        write_xena_sites(source, tmp_path / "sites", codes=codes)
+    (source / "tissue_source_site_codes.csv").write_text("x")
+    with pytest.raises(
+        ValueError, match=r"tissueSourceSite\.tsv, tissue_source_site_codes\.csv; name one with --codes"
+    ):
+        write_xena_sites(source, tmp_path / "sites")
+
+
+def test_the_command_takes_the_table_and_says_that_it_is_missing(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub")
+    codes = (source / "tissueSourceSite.tsv").rename(tmp_path / "codes.tsv")
+    arguments = ["data", "xena", str(source), "--min-patients", "20", "--out"]
+    without = CliRunner().invoke(cli, [*arguments, str(tmp_path / "without")])
+    assert without.exit_code == 0, without.exception
+    assert "institutions need the GDC's" in " ".join(without.output.split())
+    given = CliRunner().invoke(cli, [*arguments, str(tmp_path / "given"), "--codes", str(codes)])
+    assert given.exit_code == 0, given.exception
+    assert sorted(p.name for p in (tmp_path / "given").iterdir()) == ["north-clinic", "st-ann-s-hospital-east"]
