@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from oncofed.common.covariates import parse_covariates
 from oncofed.common.modalities import MODALITIES, PATHOLOGY, RNA
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from oncofed.common.section import Section, split_text
+from pydantic import Field, model_validator
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 16, "latent": 8, "experts": 4, "top_k": 2, "attention_experts": 3, "attention_top_k": 2},
@@ -17,12 +15,6 @@ ENCODER_SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 1024, "latent": 256, "experts": 15, "top_k": 6, "attention_experts": 4, "attention_top_k": 2},
 }
 """Gene-MOE's sizes (gene_moe.md, 1.5); `tiny` is for tests."""
-
-
-class Section(BaseModel):
-    """A table of the study file: unknown keys are refused, values cannot change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Model(Section):
@@ -374,28 +366,3 @@ class Analysis(Section):
         4, ge=1, le=100, description="networks of permuted labels that each class's is held against"
     )
     pathways: str = Field("", description="gene sets (.gmt) whose mean attribution is shown; beside attributions")
-
-
-def split_text(data: Any, *keys: str) -> Any:
-    """Comma-separated text, or one number, as a list: so Flower's flat run config and the command line write lists.
-
-    Text that holds a comma itself, as names of hospitals do, stands in double quotes.
-    """
-    if not isinstance(data, dict):
-        return data
-    lists: dict[str, Any] = {}
-    for key in keys:
-        value = data.get(key)
-        if isinstance(value, str):
-            parts = next(csv.reader([value], skipinitialspace=True), [])
-            lists[key] = [part.strip() for part in parts if part.strip()]
-        elif isinstance(value, int) and not isinstance(value, bool):
-            lists[key] = [value]
-    return data | lists
-
-
-def join_text(values: Iterable[Any]) -> str:
-    """The inverse of `split_text`."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()

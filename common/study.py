@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.common.modalities import MODALITIES, RNA
+from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
     Aggregation,
     Analysis,
@@ -21,12 +22,9 @@ from oncofed.common.sections import (
     Panel,
     Pretraining,
     Runtime,
-    Section,
     Splits,
     Task,
     Training,
-    join_text,
-    split_text,
 )
 from pydantic import Field, ValidationError, model_validator
 

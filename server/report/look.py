@@ -19,6 +19,7 @@ COLOURS = {
     "ridge-own": "#2e8b6f",
     "ridge-powers": "#a3b18a",
     "logistic": "#7a5195",
+    "linear": "#b07aa1",
     "rna": "#5aa9e6",
     "pathology": "#d46aa6",
     "alterations": "#8a6fb0",

@@ -166,4 +166,5 @@ def test_a_classifying_model_has_no_way_to_the_answer() -> None:
     assert set(m.blocks().owners.values()) - {"trunk"} == {
         tuple(f"expert/{e}" for e in range(4)),
         tuple(f"attention/{e}" for e in range(3)),
+        ("class/BRCA", "class/LUAD", "class/STAD"),
     }
