@@ -59,7 +59,7 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 site = SiteFolder.open(folder)
                 name = site.name
                 simulated = "site-dir" not in context.node_config
-                door = Door(name, Policy.read(folder), work / "release-log.jsonl", digest=not simulated)
+                door = Door(name, Policy.read(folder), work / "release-log.jsonl", simulated=simulated)
                 own_device = str(context.node_config.get("device", ""))
                 session = Session.of(message.content, site, work, resident, own_device)
                 door.admit(kind, session.study)

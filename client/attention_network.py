@@ -31,11 +31,15 @@ from oncofed.common.models.inputs import Inputs
 from oncofed.common.models.t_gem import TGEM, Seen
 from torch import Tensor
 
+OTHERS = 20
+"""Patients of other classes, at most, in a permuted network of a class; half of them all where they are fewer than twice as
+many, so that draws differ."""
+
 CHUNK = 16
 """Patients whose paths are held at once."""
 
-WHOLE = 4
-"""Patients of a class whose whole G x G attribution is looked at, to say how much of it the network's genes hold."""
+WHOLE = 12
+"""Patients of a class at most whose whole G x G attribution is looked at, to say how much of it the network's genes hold."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def network_sums(
     """Attributions between the genes of each class's network, and the same of patients of other classes.
 
     `network/edges [C, L, K, K]` (queries in rows) over the patients of a class, `network/patients [C]`; for draw d
-    `network/null-d [C, L, K, K]` and `network/null-patients-d [C]`: each patient's class is another one, drawn at random.
+    `network/null-d [C, L, K, K]` and `network/null-patients-d [C]`: of some patients of other classes, drawn at random, as if
+    they were of the class.
     `network/error` and `network/change [C, L]` say how exact the attributions are, `network/covered` and `network/total [C]`
     how much of all of them lies between the network's genes.
     """
@@ -96,18 +101,18 @@ def network_sums(
     total: Sum = {"network/patients": _count(batch.cancer_B, classes)}
     total |= {f"network/{name}": np.zeros((classes, layers)) for name in ("error", "change")}
     total |= {f"network/{name}": np.zeros(classes) for name in ("covered", "total")}
-    targets = {"edges": batch.cancer_B}
+    everybody = torch.arange(len(batch), device=batch.cancer_B.device)
+    asked = {"edges": (everybody, batch.cancer_B)}
     for d in range(draws):
-        step = rng.integers(1, classes, len(batch)) if classes > 1 else np.zeros(len(batch), dtype=np.int64)
-        targets[f"null-{d}"] = (batch.cancer_B + torch.from_numpy(step).to(batch.cancer_B)) % classes
-        total[f"network/null-patients-{d}"] = _count(targets[f"null-{d}"], classes)
-    for name, target_B in targets.items():
+        asked[f"null-{d}"] = _others(batch.cancer_B, classes, rng)
+        total[f"network/null-patients-{d}"] = _count(asked[f"null-{d}"][1], classes)
+    for name, (who, aims) in asked.items():
         edges = np.zeros((classes, layers, k, k))
-        for rows, part in zip(_rows(batch), _parts(batch), strict=True):
-            for n, path in enumerate(paths(model, part, target_B[rows], steps)):
+        for rows, aim_B in zip(who.split(CHUNK), aims.split(CHUNK), strict=True) if len(who) else ():
+            for n, path in enumerate(paths(model, batch.select(rows), aim_B, steps)):
                 to_self = model.attention[n].to_self
-                for c in torch.unique(target_B[rows]).tolist():
-                    mine = torch.nonzero(target_B[rows] == c).squeeze(1)
+                for c in torch.unique(aim_B).tolist():
+                    mine = torch.nonzero(aim_B == c).squeeze(1)
                     edges[c, n] += between(path, mine, genes[c], to_self).sum(0).cpu().numpy()
                     if name == "edges":
                         total["network/error"][c, n] += float(path.error[mine].sum())
@@ -118,6 +123,17 @@ def network_sums(
         covered, everything = _coverage(model, some, genes[c], steps)
         total["network/covered"][c], total["network/total"][c] = covered, everything
     return total
+
+
+def _others(class_B: Tensor, classes: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of patients, and for each the class that is not hers which she is attributed towards."""
+    label = class_B.cpu().numpy()
+    rows, aims = [], []
+    for c in range(classes):
+        others = rng.permutation(np.flatnonzero(label != c))
+        rows.append(others[: min(OTHERS, len(others) // 2)])
+        aims.append(np.full(len(rows[-1]), c))
+    return tuple(torch.from_numpy(np.concatenate(x)).to(class_B.device) for x in (rows, aims))  # type: ignore[return-value]
 
 
 def paths(model: TGEM, batch: Batch, class_B: Tensor, steps: int) -> Iterator[Path]:
@@ -194,12 +210,8 @@ def _coverage(model: TGEM, batch: Batch, genes_K: Tensor, steps: int) -> tuple[f
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
-    for rows in _rows(batch):
+    for rows in torch.arange(len(batch), device=batch.cancer_B.device).split(CHUNK) if len(batch) else ():
         yield batch.select(rows)
-
-
-def _rows(batch: Batch) -> list[Tensor]:
-    return list(torch.arange(len(batch), device=batch.cancer_B.device).split(CHUNK)) if len(batch) else []
 
 
 def _count(class_B: Tensor, classes: int) -> np.ndarray:

@@ -22,6 +22,9 @@ from torch import Tensor
 CHUNK = 32
 """Patients whose whole paths are held at once."""
 
+INTERNAL = 64
+"""Points of these paths whose gradients are held at once."""
+
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Expression `[B, G]`, cancer type or class `[B]` and covariates `[B, V]` -> a number of each patient `[B]`."""
 
@@ -87,6 +90,7 @@ def attribute(function: Score, batch: Batch, steps: int) -> np.ndarray:
                 additional_forward_args=(some.cancer_B, some.v_BV),
                 n_steps=steps,
                 method="gausslegendre",
+                internal_batch_size=INTERNAL,
             ).detach()
         )
     return torch.cat(parts).double().cpu().numpy()

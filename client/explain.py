@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from oncofed.client.attention_network import entropy_sums, network_sums, strength_sums
+from oncofed.client.attention_network import WHOLE, entropy_sums, network_sums, strength_sums
 from oncofed.client.attributions import attribution_sums
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.release import Answer
@@ -59,9 +59,10 @@ def explain(session: Session) -> Answer:
 
 def _some(session: Session, cohort: Cohort) -> Cohort:
     """The patients with expression who are attributed: a draw of the fold's own, the same for every question."""
-    rng = np.random.default_rng(seed_from(session.study.seed, "explain", session.fold, session.site.name))
+    most = session.study.analysis.patients  # in the seed: draws of 50 and of 51 must not differ by one patient
+    rng = np.random.default_rng(seed_from(session.study.seed, "explain", most, session.fold, session.site.name))
     known = np.flatnonzero(cohort.has(RNA))
-    return cohort.select(np.sort(rng.permutation(known)[: session.study.analysis.patients]))
+    return cohort.select(np.sort(rng.permutation(known)[:most]))
 
 
 def _network(session: Session) -> Answer:
@@ -81,7 +82,10 @@ def _network(session: Session) -> Answer:
     for name in total:
         draw = name.rpartition("-")[2]
         cells[name] = total[f"network/null-patients-{draw}" if draw.isdigit() else "network/patients"].astype(np.int64)
-    return Answer({}, total, len(some), cells)
+    for name in ("network/covered", "network/total"):
+        cells[name] = np.minimum(cells[name], WHOLE)
+    # the draws are so many sums over the same patients, who are known to be so many that they cannot be solved for
+    return Answer({}, total, len(some), cells, numbers=1 + analysis.network_draws)
 
 
 def calibration_sums(risk: np.ndarray, cohort: Cohort, grid: TimeGrid, cancers: int) -> Sum:

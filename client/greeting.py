@@ -12,6 +12,7 @@ from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
+from oncofed.client.policy import Policy
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -22,8 +23,12 @@ from oncofed.common.study import Study
 def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
     """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
     clinical = read_clinical(site, outcome=study.task.kind == "survival", label=study.task.label, of=study.of)
-    cancers = sorted(clinical["cancer_type"].dropna().astype(str).unique().tolist())
-    return {"cancers": cancers, **_holdings(site, work, study)}
+    held = clinical["cancer_type"].dropna().astype(str).value_counts()
+    if study.task.label != "cancer_type":
+        # a column may hold anything: what few patients have is not told, unless the study names it
+        least = Policy.read(site.path).min_patients
+        held = held[(held >= least) | held.index.isin(study.task.classes)]
+    return {"cancers": sorted(held.index.tolist()), **_holdings(site, work, study)}
 
 
 def _holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:

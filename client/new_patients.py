@@ -37,9 +37,11 @@ def new_patients(site: SiteFolder, model: SavedModel) -> tuple[Cohort, list[str]
     Raises `Refusal` with the remedy on another unit family, other images or another frozen model, on cancer types that a
     survival model does not know, and where no gene or no patient is left.
     """
-    clinical = clinical_by_patient(site, outcome=False)
+    everybody = clinical_by_patient(site, outcome=False)
+    clinical, other_notes = _studied(site, model, everybody)
     code = _codes(site, model, clinical)
-    x, notes = _expression(site, model, clinical.index)
+    x, notes = _expression(site, model, everybody.index)
+    x, notes = x.loc[x.index.isin(clinical.index)], other_notes + notes
     beside, b = _beside(site, model, clinical.index), model.beside
     names = sorted({*x.index, *beside.patients})
     rows = clinical.loc[names]
@@ -63,6 +65,21 @@ def new_patients(site: SiteFolder, model: SavedModel) -> tuple[Cohort, list[str]
     if len(cohort) < len(clinical):
         notes.insert(0, f"{len(clinical) - len(cohort)} patients of the clinical table have no {wanted}: left out")
     return cohort, notes
+
+
+def _studied(site: SiteFolder, model: SavedModel, clinical: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Patients of the cancer types whose subtypes the model tells apart, and a note on the others: it would give them some class."""
+    of = model.study.of
+    others = int((~clinical["cancer_type"].isin(of)).sum()) if of else 0
+    if not others:
+        return clinical, []
+    if others == len(clinical):
+        raise Refusal(
+            f"site {site.name}: the model tells classes of {', '.join(of)} apart, and no patient of the clinical table is of them; correct "
+            "the codes in cancer_type, or use a model of these patients' cancer types"
+        )
+    note = f"{others} patients are not of {', '.join(of)}, whose classes the model tells apart: left out"
+    return clinical[clinical["cancer_type"].isin(of)], [note]
 
 
 def _codes(site: SiteFolder, model: SavedModel, clinical: pd.DataFrame) -> pd.Series:

@@ -50,10 +50,12 @@ def class_log_prior(study: Study, here_C: Tensor, everywhere_C: Tensor) -> Tenso
         return None
     count_C = (everywhere_C if task.class_prior == "federation" else here_C).float()
     log_share_C = (count_C.clamp(min=1.0) / count_C.sum().clamp(min=1.0)).log() * task.prior_strength
-    if task.class_prior == "federation":
-        return log_share_C
-    start_C = torch.zeros_like(log_share_C) if task.class_prior == "mask" else log_share_C
-    return start_C.masked_fill(here_C == 0, -torch.inf)
+    if task.class_prior == "mask":
+        log_share_C = torch.zeros_like(log_share_C)
+    if task.class_prior in ("mask", "site"):
+        log_share_C = log_share_C.masked_fill(here_C == 0, -torch.inf)
+    # of a class that trains nowhere the softmax shall learn that nobody is of it
+    return log_share_C.masked_fill((everywhere_C == 0) & (here_C == 0), 0.0)
 
 
 def measured_objective(study: Study) -> Survival | Classification:

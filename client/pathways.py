@@ -18,6 +18,9 @@ from oncofed.client.score import write_columns
 from oncofed.common.modalities import RNA
 from oncofed.common.pathways import pathways_on
 
+TAKEN = ("patient", "cancer_type", "predicted")
+"""Columns that no set may be called."""
+
 FIRST = 5
 """Genes that are named for a patient."""
 
@@ -30,7 +33,11 @@ def choose_sets(prediction: Prediction, file: Path) -> dict[str, np.ndarray]:
             "--pathways adds up what single genes do, and this model sees "
             f"{'embeddings of scGPT' if study.embeds else 'no expression'}; leave it out"
         )
-    return pathways_on(prediction.model.panel, file)
+    sets = pathways_on(prediction.model.panel, file)
+    taken = [name for name in sets if name in TAKEN or name.startswith("gene_")]
+    if taken:
+        raise ValueError(f"{file}: the sets {taken[:3]} are called as other columns of the file are; rename them")
+    return sets
 
 
 def attributions(prediction: Prediction) -> np.ndarray:

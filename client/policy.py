@@ -19,6 +19,9 @@ class Policy(BaseModel):
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
     max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")
+    labels: tuple[str, ...] = Field(
+        ("cancer_type",), description="clinical columns whose values a study may learn, and hear, as classes"
+    )
     allow: tuple[str, ...] = Field(
         ("query.hello", "query.statistics", "train", "evaluate", "query.explain"),
         description="kinds of message that are answered",

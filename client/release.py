@@ -41,20 +41,26 @@ class Answer:
 class Door:
     """What one site's messages go through. `log` is an append-only file of JSON lines at the site.
 
-    With `digest` a line holds the SHA-256 of what left, to be held against what the server received. Simulated sites go
-    without: there is nobody to prove it to, and it costs as much as a training step.
+    A line holds the SHA-256 of what left, to be held against what the server received. `simulated` sites go without: there
+    is nobody to prove it to, and it costs as much as a training step. Their researcher sees every column anyway.
     """
 
     site: str
     policy: Policy
     log: Path
-    digest: bool = True
+    simulated: bool = False
 
     def admit(self, kind: str, study: Study) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
         if kind not in self.policy.allow:
             raise Refusal(
                 f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
+            )
+        label = study.task.label
+        if label not in self.policy.labels and not self.simulated:
+            raise Refusal(
+                f"site {self.site}: its policy does not let values of the column '{label}' be classes (labels: "
+                f"{', '.join(self.policy.labels)}); the site's engineer can add it to labels in policy.toml"
             )
         p, phases = self.policy, [study.steps(phase) for phase in study.phases]
         for what, wanted, limit in (
@@ -123,7 +129,7 @@ class Door:
             "arrays": {name: list(value.shape) for name, value in total.items()},
             "bytes": sum(value.nbytes for value in total.values()),
         }
-        if self.digest:
+        if not self.simulated:
             line["sha256"] = _digest(total)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as file:

@@ -63,9 +63,8 @@ def _ablate(session: Session, cohort: Cohort) -> Answer:
         raise Refusal(
             f"site {session.site.name}: {ORDER} of shape {order.shape} are no {wanted} genes of a panel of {panel}"
         )
-    return Answer(
-        {}, ablation_sums(scored_model(session), session.batch(cohort), order, panel, session.study.seed), len(cohort)
-    )
+    total = ablation_sums(scored_model(session), session.batch(cohort), order, panel, session.study.seed)
+    return Answer({}, total, int(total["ablation/patients"].sum()))
 
 
 def scored_model(session: Session) -> Predictor:

@@ -51,7 +51,8 @@ def train_locally(
     everywhere_C = here_C if classes is None else torch.tensor(classes, device=device)
     objective = objective_for(study, phase, class_log_prior(study, here_C, everywhere_C))
     # a class that the site's softmax leaves out has no evidence there
-    learned_C = (here_C > 0).float() if study.task.class_prior in ("mask", "site") else torch.ones_like(here_C)
+    masks = study.task.class_prior in ("mask", "site")
+    learned_C = ((here_C > 0) | (everywhere_C == 0)).float() if masks else torch.ones_like(here_C)
     set_weights(model, weights)
     model.train()
     moving = trainable(model)

@@ -193,7 +193,12 @@ class Task(Section):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, data: Any) -> Any:
-        return split_text(data, "classes")
+        data = split_text(data, "classes")
+        if isinstance(data, dict) and isinstance(
+            data.get("classes"), list | tuple
+        ):  # grades are numbers in a study file
+            data = data | {"classes": [str(c) for c in data["classes"]]}
+        return data
 
 
 class Panel(Section):

@@ -307,8 +307,8 @@ def main() -> None:
     logging.getLogger("oncofed").setLevel(os.environ.get("ONCOFED_LOG", "WARNING").upper())
     try:
         cli()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("ONCOFED_DEBUG"):
             raise
-        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None

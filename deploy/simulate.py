@@ -18,6 +18,9 @@ from oncofed.server.app import app as server_app
 
 Engine = Literal["local", "ray", "superlink"]
 
+NAMES = ("patient", "cancer_type", "predicted")
+"""Columns of predictions that are text, whatever they look like: a grade 2, a class NA."""
+
 
 @dataclass(frozen=True)
 class SimulatedRun:
@@ -68,5 +71,5 @@ def read_predictions(folders: list[Path], study: str) -> pd.DataFrame:
         for file in sorted((folder / ".oncofed" / "predictions" / study).glob("fold-*.csv")):
             fold = int(file.stem.removeprefix("fold-"))
             if fold >= 0:
-                parts.append(pd.read_csv(file, dtype={"patient": str}).assign(site=name, fold=fold))
+                parts.append(pd.read_csv(file, converters=dict.fromkeys(NAMES, str)).assign(site=name, fold=fold))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

@@ -36,7 +36,7 @@ class Explanation:
 
     def gather(self) -> Sum:
         """Sums over training patients: the spread of risks, the baselines that fit them, attributions of genes and attention."""
-        total = self._ask(self._shapes())
+        total = self._ask("calibration and attributions", self._shapes())
         if "risk_counts" in total:
             events, exposure = total.pop("events"), total.pop("weighted_exposure")
             total["log_baseline"] = initial_log_baseline(events, exposure)
@@ -67,16 +67,14 @@ class Explanation:
     def _arrays(self) -> Sum:
         return self.frame.arrays | under("weights/", self.strategy.weights)
 
-    def _ask(self, shapes: Shapes, more: Sum | None = None, bits: int = STATISTICS_BITS) -> Sum:
+    def _ask(self, what: str, shapes: Shapes, more: Sum | None = None, bits: int = STATISTICS_BITS) -> Sum:
         """The sites' sums; nothing where too few answer: what explains a model must not cost the model."""
         if not shapes:
             return {}
         try:
             return self.inquiry.add_up(wire.EXPLAIN, self.frame.config, self._arrays | (more or {}), shapes, bits=bits)
         except NotEnoughSites as error:
-            log.warning(
-                "fold %d: the model is saved without calibration and attributions: %s", self.inquiry.fold, error
-            )
+            log.warning("fold %d: the model is saved without %s: %s", self.inquiry.fold, what, error)
             return {}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -107,7 +105,7 @@ class Explanation:
         }
         for d in range(a.network_draws):
             shapes |= {f"network/null-{d}": (c, layers, k, k), f"network/null-patients-{d}": (c,)}
-        total = self._ask(shapes, {"network/genes": genes}, NETWORK_BITS)
+        total = self._ask("networks", shapes, {"network/genes": genes}, NETWORK_BITS)
         if not total:
             return {}
         for name in ("null", "null-patients"):

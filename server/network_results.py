@@ -103,6 +103,14 @@ def write_networks(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]
     summary and the files. Raises `ValueError` where a run holds no networks, or the runs do not fit together.
     """
     runs = [_with_networks(folder) for folder in folders]
+    studies = [run[0].study for run in runs]
+    rest = [s.model_dump(exclude={"seed", "name", "runtime"}) for s in studies]
+    seeds = [s.seed for s in studies]
+    if any(r != rest[0] for r in rest) or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: runs that are held together must be of one study that differs in its seed alone; theirs "
+            f"are {seeds}" + ("" if len(set(seeds)) < len(seeds) else ", and other settings differ")
+        )
     genes, target = runs[0][0].panel.genes, folders[0] / FOLDER
     found, stems = networks_of(runs), file_stems(runs[0][0].cancers)
     files, rows = [], []

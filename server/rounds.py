@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part, under
-from oncofed.common.class_metrics import balanced_accuracy, class_shapes, macro_auroc, macro_f1
+from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
 from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
@@ -27,6 +27,9 @@ log = logging.getLogger("oncofed.server")
 
 CHECKPOINT_EVERY_S = 10.0
 """What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
+
+AUROC_ERROR = 0.005
+"""An AUROC from bins that may be further off is left out: probabilities of a model that has hardly begun lie in a few bins."""
 
 
 @dataclass
@@ -172,7 +175,8 @@ def headline(evaluation: Sum, name: str) -> dict[str, float]:
     if "confusion" in evaluation:
         table = evaluation["confusion"]
         scores = {"macro_f1": float(macro_f1(table)), "balanced_accuracy": float(balanced_accuracy(table))}
-        scores["macro_auroc"] = float(macro_auroc(evaluation["ranking"]))
+        if float(np.nanmax(auroc_error(evaluation["ranking"]), initial=0.0)) <= AUROC_ERROR:
+            scores["macro_auroc"] = float(macro_auroc(evaluation["ranking"]))
     else:
         scores = {"c_index": mean_within_cancer(evaluation["concordant"], evaluation["comparable"])}
     return out | {f"{name}_{key}": score for key, score in scores.items() if not math.isnan(score)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from oncofed.client.data.site import ALTERATIONS, CLINICAL, EXPRESSION, PATHOLOG
 from oncofed.client.data.units import impossible, one_column_a_gene
 from oncofed.common.errors import Refusal
 from oncofed.common.panel import GenePanel
+
+log = logging.getLogger("oncofed.client")
 
 OUTCOME = ("time", "event")
 REQUIRED = ("patient", "cancer_type", *OUTCOME)
@@ -39,6 +42,8 @@ def read_clinical(
     Without `outcome`, as for classification or for new patients, time and event may be absent. With another `label`, its
     column stands in the place of `cancer_type`, empty for patients of other cancer types than `of` (empty: of all).
     """
+    if label in ("patient", *OUTCOME):
+        raise Refusal(f"site {site.name}: task.label = '{label}' names no class; name a clinical column of classes")
     required = (REQUIRED if outcome else REQUIRED[:2]) + ((label,) if label != "cancer_type" else ())
     path = site.find(CLINICAL)
     if path is None:
@@ -55,7 +60,11 @@ def read_clinical(
         )
     if label != "cancer_type":
         studied = table["cancer_type"].isin(of) if of else table["cancer_type"].notna()
-        table = table.assign(cancer_type=table[label].convert_dtypes().astype("string").where(studied).astype(object))
+        text = table[label].convert_dtypes().astype("string").str.strip()
+        table = table.assign(cancer_type=text.where(studied & (text != "")).astype(object))
+        empty = int((studied & table["cancer_type"].isna()).sum())
+        if empty:
+            log.warning("%s: %d patients of the study have no '%s'; they take no part", site.name, empty, label)
     return table.assign(patient=table["patient"].astype("string"))
 
 

@@ -6,7 +6,8 @@ A query's row is one function of one number: o(q) = N(q) / Z(q), N(q) = sum_j ex
 are entire functions, so a Chebyshev interpolation in q (Trefethen 2013, ch. 4 and 8) takes M of D queries, M some ten to
 forty, and gives the others to rounding: D M steps in the place of D^2, and as much less memory. Where scores are too far
 apart for that in double precision, rows are computed directly, a few queries at a time, and again in the backward pass.
-Each patient attends within itself only. Nothing here has parameters. Shapes: `[..., D]` throughout.
+Each patient attends within itself only. Nothing here has parameters, so per-sample gradients of what has some go round it by
+hooks; it cannot be traced by functorch, as the number of points depends on the data. Shapes: `[..., D]` throughout.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ CHUNK = 2**22
 def scalar_token_attention(q: Tensor, k: Tensor, v: Tensor, *, to_self: SelfAttention = "keep") -> Tensor:
     """`o [..., D]`, in float32 at least: bfloat16 destroys the branch (t_gem.md, fact 7)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
+    if not q.numel():
+        return torch.zeros_like(q, dtype=dtype)
     with torch.autocast(q.device.type, enabled=False):
         if _interpolates(q, k):
             return _series(q, k, v, to_self)[0].to(dtype)

@@ -84,6 +84,8 @@ def _head(study: Study, sizes: Sizes, latent: int, *, scale: float) -> SurvivalH
 
 def _t_gem(study: Study, sizes: Sizes) -> TGEM:
     m, genes = study.model, sizes.genes
+    if m.layers and genes < 3:
+        raise ValueError(f"model.name = 't_gem' attends between genes and the panel has {genes}; take 3 or more")
     layers = [AttentionLayer(genes, m.heads, head_mix=m.head_mix, to_self=m.self_attention) for _ in range(m.layers)]
     norms = [GeneNorm(genes, m.branch_scale) for _ in range(min(1, m.layers) if m.shared_norm else m.layers)]
     head = _head(study, sizes, genes, scale=m.first_layer_scale)

@@ -122,20 +122,35 @@ def test_sums_of_two_halves_are_the_sum_of_all() -> None:
         np.testing.assert_allclose(value, parts[0][name] + parts[1][name], atol=1e-5, err_msg=name)
 
 
-def test_null_patients_are_of_other_classes() -> None:
-    model, batch = model_of(), batch_of(12)
-    batch = batch.select(torch.nonzero(batch.cancer_B < 2).squeeze(1))  # nobody has class C
+def test_null_networks_are_of_other_patients_and_differ() -> None:
+    model, batch = model_of(), batch_of(24)
     genes = np.tile(np.arange(GENES), (3, 1))
-    total = network_sums(model, batch, genes, 4, 40, np.random.default_rng(1))
-    drawn = np.stack([total[f"network/null-patients-{d}"] for d in range(40)])
-    assert (drawn.sum(1) == len(batch)).all()
-    assert drawn[:, 2].sum() > 0
-    assert not total["network/edges"][2].any()
-    # with two classes in use, a permuted label of A can come from B alone
-    of_a = network_sums(
-        model, batch.select(torch.nonzero(batch.cancer_B == 0).squeeze(1)), genes, 4, 5, np.random.default_rng(1)
-    )
-    assert all(of_a[f"network/null-patients-{d}"][0] == 0 for d in range(5))
+    for label in ([0, 1, 2], [0, 1]):  # with two classes there is but one other class to name
+        some = batch.select(torch.nonzero(batch.cancer_B < len(label)).squeeze(1))
+        total = network_sums(model, some, genes, 4, 3, np.random.default_rng(1))
+        counts = np.stack([total[f"network/null-patients-{d}"] for d in range(3)])
+        others = [int((some.cancer_B != c).sum()) for c in range(3)]
+        assert (counts == [min(20, n // 2) for n in others]).all()
+        first, second = total["network/null-0"], total["network/null-1"]
+        assert all(not np.allclose(first[c], second[c]) for c in range(3))
+
+
+def test_a_null_network_is_the_attribution_of_others_towards_the_class() -> None:
+    """Of a federation whose only other patient is one: the half of one is nobody, of two it is one of them."""
+    model, batch = model_of(), batch_of(3)
+    genes = np.tile(np.arange(GENES), (3, 1))
+    total = network_sums(model, batch, genes, 4, 1, np.random.default_rng(0))
+    assert total["network/null-patients-0"].tolist() == [1, 1, 1]
+    towards_a = [
+        np.stack(
+            [
+                between(p, torch.tensor([0]), torch.arange(GENES), "before")[0].numpy()
+                for p in paths(model, batch.select(torch.tensor([i])), torch.tensor([0]), 4)
+            ]
+        )
+        for i in (1, 2)
+    ]
+    assert any(np.allclose(total["network/null-0"][0], one, atol=1e-6) for one in towards_a)
 
 
 def test_entropy_of_uniform_attention_is_the_logarithm_of_the_others() -> None:

@@ -29,6 +29,7 @@ from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.report import heat
 from oncofed.server.report.classes import measured, nouns
 from oncofed.server.report.render import render
+from oncofed.server.rounds import AUROC_ERROR
 from rich.console import Console
 from sklearn.metrics import (
     accuracy_score,
@@ -132,7 +133,7 @@ def test_scores_are_scikit_learns(comparison: dict[str, Any], predictions: pd.Da
     np.testing.assert_array_equal(summed, together)
     last = comparison["results"]["folds"][0]
     assert last["curve"][-1]["test_macro_f1"] == pytest.approx(macro_f1(np.array(last["evaluation"]["confusion"])))
-    assert {"test_loss", "test_balanced_accuracy", "test_macro_auroc"} <= set(last["curve"][-1])
+    assert {"test_loss", "test_balanced_accuracy"} <= set(last["curve"][-1])
 
 
 def test_the_coordinator_measures_from_sums_what_the_files_say(comparison: dict[str, Any]) -> None:
@@ -145,13 +146,10 @@ def test_the_coordinator_measures_from_sums_what_the_files_say(comparison: dict[
         assert seen["whole"][key] == pytest.approx(scores[key], abs=1e-6)
     bound = max(np.nanmax(auroc_error(np.array(f["evaluation"]["ranking"]))) for f in folds)
     assert abs(seen["whole"]["macro_auroc"] - scores["macro_auroc"]) <= bound
-    assert folds[0]["curve"][-1]["test_macro_auroc"] == pytest.approx(
-        macro_auroc(np.array(folds[0]["evaluation"]["ranking"]))
-    )
-    for row in seen["rows"]:
-        assert row["f1"] == pytest.approx(scores["by_class"][row["name"]]["value"])
-        assert row["recall"] == pytest.approx(scores["recall"][row["name"]]["value"])
-    assert seen["top_three"] is None  # of three classes it is no news
+    for fold in folds:  # left out of the curve where bins could put it off
+        ranking, last = np.array(fold["evaluation"]["ranking"]), fold["curve"][-1]
+        assert ("test_macro_auroc" in last) == (np.nanmax(auroc_error(ranking)) <= AUROC_ERROR)
+        assert last.get("test_macro_auroc", macro_auroc(ranking)) == pytest.approx(macro_auroc(ranking))
 
 
 def test_report_says_what_is_measured(comparison: dict[str, Any]) -> None:
