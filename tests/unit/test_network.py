@@ -215,6 +215,12 @@ def test_runs_of_other_panels_or_classes_are_refused(tmp_path: Path) -> None:
         network.networks_of([runs[0], other])
 
 
+def test_a_run_is_not_held_against_itself(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    with pytest.raises(ValueError, match="differs in its seed alone"):
+        network_results.write_networks([a, a])
+
+
 def test_summary_says_how_far_a_network_can_be_trusted(tmp_path: Path) -> None:
     models = genes.read_models(write_run(tmp_path / "out", withheld=(0,)))
     told = network_results.summarise([models])
