@@ -169,7 +169,9 @@ def t_gem_size() -> None:
     keys = {"model__name": "t_gem", "task__kind": "classification"}
     for genes, batch in ((1_708, 16), (1_708, 64), (20_000, 16)):
         first = None
-        for way in ("interpolated", "direct, in pieces", "all pairs at once") if genes < 10_000 else ("interpolated",):
+        for way in (
+            ("interpolated", "direct, in pieces", "all pairs at once") if genes * batch < 30_000 else ("interpolated",)
+        ):
             with context.Pool(1) as pool:
                 _, seconds, peak = pool.apply(one_step, (keys, genes, batch, way))
             first = first or seconds
