@@ -59,8 +59,9 @@ class Roster:
         return sorted(str(h["site"]) for h in self.hellos.values())
 
     def gather(self, min_sites: int, request: wire.Config, quiet_s: float = 2.0) -> None:
-        """Greet nodes until `min_sites` have answered and no new node came for `quiet_s`; raise after `wait_s`."""
-        deadline, last_new = time.monotonic() + self.wait_s, time.monotonic()
+        """Greet nodes until `min_sites` have answered and no new node came for `quiet_s`; raise after `wait_s`, and at once
+        where all nodes are there from the start and too few of them take part."""
+        begin = last_new = time.monotonic()
         while True:
             fresh = [n for n in self.grid.get_node_ids() if n not in self.hellos and n not in self.refused]
             if fresh:
@@ -75,11 +76,12 @@ class Roster:
                 and (time.monotonic() - last_new >= quiet_s or self._is_local())
             ):
                 return
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begin
+            if waited > self.wait_s or (settled and self._is_local()):
                 if len(self.hellos) >= min_sites:
                     return
                 raise NotEnoughSites(
-                    f"{len(self.hellos)} sites online after {self.wait_s:g} s, aggregation.min_sites = {min_sites}"
+                    f"{len(self.hellos)} sites take part after {waited:.0f} s, aggregation.min_sites = {min_sites}"
                     + "".join(f"; {reason}" for reason, _ in self.refused.values())
                 )
             time.sleep(POLL_S)
