@@ -43,13 +43,26 @@ def scalar_token_attention(q: Tensor, k: Tensor, v: Tensor, *, to_self: SelfAtte
     if not q.numel():
         return torch.zeros_like(q, dtype=dtype)
     with torch.autocast(q.device.type, enabled=False):
-        if _interpolates(q, k):
+        near = _near(q, k)
+        if near.all():
             return _series(q, k, v, to_self)[0].to(dtype)
-        q, k, v = (t.to(dtype) for t in (q, k, v))
-        if to_self == "keep":
-            q, k, v = (t[..., None] for t in (q, k, v))
-            return functional.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(-1)
-        return direct_attention(q, k, v, to_self=to_self)
+        if not near.any():
+            return _directly(q.to(dtype), k.to(dtype), v.to(dtype), to_self)
+        # one patient far out must not take the others with her
+        order = torch.cat([torch.nonzero(near.flatten()), torch.nonzero(~near.flatten())]).squeeze(1)
+        few = int(near.sum())
+        a, b, c = (t.reshape(-1, t.shape[-1])[order] for t in (q, k, v))
+        close = _series(a[:few], b[:few], c[:few], to_self)[0]
+        far = _directly(a[few:].to(dtype), b[few:].to(dtype), c[few:].to(dtype), to_self)
+        both = torch.cat([close.to(dtype), far])
+        return both[torch.argsort(order)].reshape(q.shape)
+
+
+def _directly(q: Tensor, k: Tensor, v: Tensor, to_self: SelfAttention) -> Tensor:
+    if to_self == "keep":  # all rows as heads of one batch: of other shapes the kernel writes down all pairs
+        a, b, c = (t.reshape(1, -1, t.shape[-1], 1) for t in (q, k, v))
+        return functional.scaled_dot_product_attention(a, b, c, scale=1.0).reshape(q.shape)
+    return direct_attention(q, k, v, to_self=to_self)
 
 
 def log_partition(q: Tensor, k: Tensor, *, to_self: SelfAttention = "keep") -> Tensor:
@@ -70,7 +83,7 @@ def _partition(q: Tensor, k: Tensor, to_self: SelfAttention) -> tuple[Tensor, Te
     """log Z and the mean key under the weights, both `[..., D]`; `after` takes nothing out of the softmax."""
     to_self = "keep" if to_self == "after" else to_self
     q, k = q.double(), k.double()
-    if _interpolates(q, k):
+    if bool(_near(q, k).all()):
         mean_k, log_z = _series(q, k, None, to_self, log_z=True)
         return log_z, mean_k
     log_z_parts, mean_parts = [], []
@@ -125,13 +138,12 @@ def _chunks(q: Tensor) -> Iterator[Tensor]:
 # -- interpolation -------------------------------------------------------------------------------------------------------
 
 
-def _interpolates(q: Tensor, k: Tensor) -> bool:
-    """Whether scores are close enough together; a device without double precision goes the direct way."""
-    if q.device.type == "mps" or q.shape[-1] < 2:
-        return False
+def _near(q: Tensor, k: Tensor) -> Tensor:
+    """Whose scores are close enough together, booleans `[...]`; a device without double precision goes the direct way."""
     with torch.no_grad():
         half_k = (k.amax(-1) - k.amin(-1)) / 2
-        return float(((q.abs().amax(-1) + WIDEST) * half_k).max()) <= REACH
+        near = (q.abs().amax(-1) + WIDEST) * half_k <= REACH
+        return near & (q.device.type != "mps") & (q.shape[-1] > 1)
 
 
 def _series(

@@ -73,6 +73,30 @@ def test_both_forms_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == ["series", "direct"]
 
 
+@pytest.mark.parametrize("to_self", WAYS)
+def test_one_patient_far_out_is_alone_in_the_direct_form(
+    monkeypatch: pytest.MonkeyPatch, to_self: SelfAttention
+) -> None:
+    q, k, v = (t.requires_grad_() for t in draw(0.1, 4, 2, 50))
+    with torch.no_grad():
+        q[2, 1] *= 200.0
+    seen: list[tuple[int, ...]] = []
+    directly = attention._directly
+    monkeypatch.setattr(attention, "_directly", lambda q, *rest: seen.append(tuple(q.shape)) or directly(q, *rest))
+    out = scalar_token_attention(q, k, v, to_self=to_self)
+    assert seen == [(1, 50)]
+    wanted = textbook(q, k, v, to_self)
+    np.testing.assert_allclose(out.detach(), wanted.detach(), atol=1e-6, rtol=1e-5)
+    got = torch.autograd.grad(out.square().sum(), (q, k, v))
+    for mine, theirs in zip(got, torch.autograd.grad(wanted.square().sum(), (q, k, v)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-3)
+
+
+def test_nobody_attends_to_nothing() -> None:
+    empty = torch.zeros(0, 3, 7)
+    assert scalar_token_attention(empty, empty, empty).shape == (0, 3, 7)
+
+
 numbers = st.floats(-4, 4, width=32)
 
 
