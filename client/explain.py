@@ -13,15 +13,13 @@ from oncofed.client.data.cohort import Cohort
 from oncofed.client.release import Answer
 from oncofed.client.score import scored_model
 from oncofed.client.session import Session
+from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import RNA
 from oncofed.common.models.t_gem import TGEM
 from oncofed.common.splits import seed_from
 from oncofed.common.survival import RISK_EDGES, TimeGrid
-
-NETWORK = "network/genes"
-"""The name of the genes of each class's network `[C, K]` in a request: with them a site is asked for their network alone."""
 
 
 def explain(session: Session) -> Answer:
@@ -30,7 +28,7 @@ def explain(session: Session) -> Answer:
     Cells of cancer types or classes with few patients are withheld at the door: one patient's attributions would be her
     expression.
     """
-    if NETWORK in session.arrays:
+    if wire.NETWORK_GENES in session.arrays:
         return _network(session)
     cohort = session.training_cohort()
     model, cancers, analysis = scored_model(session), len(session.cancers), session.study.analysis
@@ -42,6 +40,8 @@ def explain(session: Session) -> Answer:
             risk = batch.through(model).risk.double().cpu().numpy()
         total |= calibration_sums(risk, cohort, session.lens.grid, cancers)
         cells |= dict.fromkeys(total, np.bincount(cohort.cancer, minlength=cancers))
+    if not (analysis.attributions or analysis.attention or analysis.network_genes):
+        return Answer({}, total, len(cohort), cells, numbers=5)
     some = _some(session, cohort)
     batch = session.batch(some)
     if analysis.attributions:
@@ -67,11 +67,11 @@ def _some(session: Session, cohort: Cohort) -> Cohort:
 
 def _network(session: Session) -> Answer:
     """Attention between the genes that the server names for each class."""
-    genes, analysis, panel = session.arrays[NETWORK], session.study.analysis, len(session.panel)
+    genes, analysis, panel = session.arrays[wire.NETWORK_GENES], session.study.analysis, len(session.panel)
     k = min(analysis.network_genes, panel)
     if genes.shape != (len(session.cancers), k) or not ((genes >= 0) & (genes < panel)).all():
         raise Refusal(
-            f"site {session.site.name}: {NETWORK} of shape {genes.shape} are no {k} genes of a panel of {panel} for each of "
+            f"site {session.site.name}: {wire.NETWORK_GENES} of shape {genes.shape} are no {k} genes of a panel of {panel} for each of "
             f"{len(session.cancers)} classes"
         )
     some, model = _some(session, session.training_cohort()), scored_model(session)

@@ -20,6 +20,7 @@ from oncofed.common.files import replacing
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, set_weights
 from oncofed.common.survival import survival_curve
+from scipy.special import softmax
 
 CURVE_MONTHS = (12.0, 36.0, 60.0)
 """Months at which a site's own file states the probability of survival."""
@@ -111,8 +112,7 @@ def write_predictions(session: Session, model: Predictor) -> None:
 
 def class_columns(score_NC: np.ndarray, cancers: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Of class logits: the type with the highest, and each type's probability."""
-    odds = np.exp(score_NC - score_NC.max(1, keepdims=True))
-    probability = odds / odds.sum(1, keepdims=True)
+    probability = softmax(score_NC, axis=1)
     return {"predicted": np.array(cancers)[score_NC.argmax(1)]} | {
         f"p_{name}": probability[:, i] for i, name in enumerate(cancers)
     }

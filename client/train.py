@@ -49,10 +49,10 @@ def train_locally(
     t, device = study.steps(phase), batch.x_BG.device
     here_C = torch.bincount(batch.cancer_B, minlength=len(model.cancers))
     everywhere_C = here_C if classes is None else torch.tensor(classes, device=device)
-    objective = objective_for(study, phase, class_log_prior(study, here_C, everywhere_C))
+    log_prior_C = class_log_prior(study, here_C, everywhere_C)
+    objective = objective_for(study, phase, log_prior_C)
     # a class that the site's softmax leaves out has no evidence there
-    masks = study.task.class_prior in ("mask", "site")
-    learned_C = ((here_C > 0) | (everywhere_C == 0)).float() if masks else torch.ones_like(here_C)
+    learned_C = torch.ones_like(here_C) if log_prior_C is None else torch.isfinite(log_prior_C)
     set_weights(model, weights)
     model.train()
     moving = trainable(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from oncofed.common.metrics import mean_known, ratio
 from scipy.special import expit
 
 RANKING_BINS = 240
@@ -84,27 +85,21 @@ def certainty_sums(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
 # -- from the confusion matrix [..., C, C] ---------------------------------------------------------------------------------
 
 
-def mean_known(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean over an axis of what is not NaN; NaN where nothing is known."""
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis), known.sum(axis))
-
-
 def class_recall(confusion: np.ndarray) -> np.ndarray:
     """Share of each class's patients that are recognised `[..., C]`."""
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
+    return ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
 
 
 def class_precision(confusion: np.ndarray) -> np.ndarray:
     """Share of those taken for a class that are of it `[..., C]`; NaN also where nobody was taken for it."""
     known = confusion.sum(-1) > 0
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), np.where(known, confusion.sum(-2), 0.0))
+    return ratio(np.diagonal(confusion, axis1=-2, axis2=-1), np.where(known, confusion.sum(-2), 0.0))
 
 
 def class_f1(confusion: np.ndarray) -> np.ndarray:
     """F1 = 2 TP / (2 TP + FP + FN) of each class `[..., C]`."""
     hit, row, column = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
-    return _ratio(2.0 * hit, np.where(row > 0, row + column, 0.0))
+    return ratio(2.0 * hit, np.where(row > 0, row + column, 0.0))
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
@@ -119,7 +114,7 @@ def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 def accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of patients whose class was chosen `[...]`."""
-    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
 
 
 def matthews(confusion: np.ndarray) -> np.ndarray:
@@ -145,13 +140,13 @@ def class_auroc(ranking: np.ndarray) -> np.ndarray:
     """
     own, other = ranking[..., 0, :, :], ranking[..., 1, :, :]
     won = own * (other.cumsum(-1) - other / 2)
-    return _ratio(won.sum(-1), own.sum(-1) * other.sum(-1))
+    return ratio(won.sum(-1), own.sum(-1) * other.sum(-1))
 
 
 def auroc_error(ranking: np.ndarray) -> np.ndarray:
     """The most that `class_auroc` can be off `[..., C]`: half of the share of pairs that lie within a bin."""
     own, other = ranking[..., 0, :, :], ranking[..., 1, :, :]
-    return _ratio((own * other).sum(-1) / 2, own.sum(-1) * other.sum(-1))
+    return ratio((own * other).sum(-1) / 2, own.sum(-1) * other.sum(-1))
 
 
 def macro_auroc(ranking: np.ndarray) -> np.ndarray:
@@ -162,7 +157,7 @@ def macro_auroc(ranking: np.ndarray) -> np.ndarray:
 def reliability(certainty: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By tenth of the likeliest class's probability: patients, their mean probability, and the share who are of that class."""
     patients, probability, hits, _ = certainty.reshape(4, CALIBRATION_BINS, -1).sum(-1)
-    return patients, _ratio(probability, patients), _ratio(hits, patients)
+    return patients, ratio(probability, patients), ratio(hits, patients)
 
 
 def calibration_error(certainty: np.ndarray) -> float:
@@ -170,7 +165,7 @@ def calibration_error(certainty: np.ndarray) -> float:
     patients, probability, right = reliability(certainty)
     known = patients > 0
     gap = (patients * np.abs(probability - right))[known].sum()
-    return float(_ratio(gap, patients.sum()))
+    return float(ratio(gap, patients.sum()))
 
 
 @dataclass(frozen=True)
@@ -194,9 +189,9 @@ class Answers:
         answered = total - below
         return cls(
             np.arange(CERTAINTY_BINS) / CERTAINTY_BINS,
-            _ratio(answered[0], total[0]),
-            _ratio(answered[2], answered[0]),
-            _ratio(below[3], below[0]),
+            ratio(answered[0], total[0]),
+            ratio(answered[2], answered[0]),
+            ratio(below[3], below[0]),
         )
 
     def at(self, below: float) -> dict[str, float]:
@@ -207,10 +202,4 @@ class Answers:
 
 def top_three(certainty: np.ndarray) -> float:
     """How often the true class is among the first three, of all patients."""
-    return float(_ratio(certainty[3].sum(), certainty[0].sum()))
-
-
-def _ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-    """a / b; NaN where b is 0."""
-    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+    return float(ratio(certainty[3].sum(), certainty[0].sum()))

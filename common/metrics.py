@@ -5,6 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 
+def ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
+    """a / b; NaN where b is 0."""
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+
+
+def mean_known(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over an axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0.0).sum(axis), known.sum(axis))
+
+
 def comparable_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     """`[B, B]` booleans: patient i had the event while j was known to live longer (Harrell 1996).
 

@@ -21,6 +21,9 @@ PROTOCOL = 3
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
 EXPLAIN = "query.explain"
 
+NETWORK_GENES = "network/genes"
+"""The genes of each class's network `[C, K]` in a request to explain: with them a site is asked for their network alone."""
+
 Config = dict[str, bool | int | float | str | list[str] | list[float]]
 
 _RAW = "raw.little-endian"

@@ -105,13 +105,13 @@ class Explanation:
         }
         for d in range(a.network_draws):
             shapes |= {f"network/null-{d}": (c, layers, k, k), f"network/null-patients-{d}": (c,)}
-        total = self._ask("networks", shapes, {"network/genes": genes}, NETWORK_BITS)
+        total = self._ask("networks", shapes, {wire.NETWORK_GENES: genes}, NETWORK_BITS)
         if not total:
             return {}
         for name in ("null", "null-patients"):
             parts = [total.pop(f"network/{name}-{d}") for d in range(a.network_draws)]
             total[f"network/{name.replace('-', '_')}"] = np.stack(parts)
-        return total | {"network/genes": genes}
+        return total | {wire.NETWORK_GENES: genes}
 
 
 def strongest(strength_C2G: np.ndarray, count: int) -> np.ndarray:

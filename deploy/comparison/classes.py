@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from oncofed.common import class_metrics as cm
+from oncofed.common.metrics import mean_known
 from oncofed.common.splits import seed_from
-from oncofed.deploy.comparison.intervals import DRAWS, interval, nanmean
+from oncofed.deploy.comparison.intervals import DRAWS, interval
 from sklearn.metrics import roc_auc_score
 
 METHODS: tuple[str, ...] = ("pooled", "local", "logistic", "linear", "fedavg")
@@ -39,8 +40,8 @@ class Scores:
         """From `[1 + D, C, C]`, true classes in rows."""
         f1, recall = cm.class_f1(confusion), cm.class_recall(confusion)
         return cls(
-            macro_f1=cm.mean_known(f1),
-            balanced_accuracy=cm.mean_known(recall),
+            macro_f1=mean_known(f1),
+            balanced_accuracy=mean_known(recall),
             mcc=cm.matthews(confusion),
             accuracy=cm.accuracy(confusion),
             f1=f1,
@@ -63,7 +64,7 @@ def draw_scores(table: pd.DataFrame, seed: int) -> Scores:
             chosen = np.eye(len(names))[[names.index(p) for p in rows["predicted"]]]
             confusion[:, names.index(str(c))] = np.vstack([np.ones(n), weights]) @ chosen
         folds.append(Scores.of(confusion))
-    return Scores(**{f.name: nanmean(np.array([getattr(s, f.name) for s in folds])) for f in fields(Scores)})
+    return Scores(**{f.name: mean_known(np.array([getattr(s, f.name) for s in folds]), axis=0) for f in fields(Scores)})
 
 
 def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -81,13 +82,13 @@ def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
             ("accuracy", s.accuracy),
         )
     }
-    out |= {"macro_auroc": float(cm.mean_known(cm.mean_known(auroc), axis=0))} | _by_probability(table)
+    out |= {"macro_auroc": float(mean_known(mean_known(auroc), axis=0))} | _by_probability(table)
     out |= {"by_class": {}, "recall": {}, "auroc": {}}
     for i, name in enumerate(names):
         if not np.isnan(s.f1[0, i]):
             out["by_class"][name] = interval(float(s.f1[0, i]), s.f1[1:, i])
             out["recall"][name] = interval(float(s.recall[0, i]), s.recall[1:, i])
-            out["auroc"][name] = float(cm.mean_known(auroc[:, i]))
+            out["auroc"][name] = float(mean_known(auroc[:, i]))
     return out
 
 

@@ -11,10 +11,3 @@ def interval(point: float, draws: np.ndarray) -> dict[str, float]:
     """The point with the 95 % interval of its draws."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return {"value": point, "low": float(low), "high": float(high)}
-
-
-def nanmean(draws: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is known; NaN where nothing is."""
-    known = ~np.isnan(draws)
-    total = np.where(known, draws, 0.0).sum(0)
-    return np.divide(total, known.sum(0), out=np.full(draws.shape[1:], np.nan), where=known.any(0))

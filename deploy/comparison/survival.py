@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import multivariate_logrank_test
-from oncofed.common.metrics import bootstrap_concordance, concordance_index, pair_counts
+from oncofed.common.metrics import bootstrap_concordance, concordance_index, mean_known, pair_counts
 from oncofed.common.splits import seed_from
-from oncofed.deploy.comparison.intervals import DRAWS, interval, nanmean
+from oncofed.deploy.comparison.intervals import DRAWS, interval
 
 METHODS: tuple[str, ...] = ("pooled", "local", "ridge", "ridge-own", "ridge-powers", "fedavg")
 """ridge-own: each cancer's own coefficients beside shared ones; ridge-powers: that, on the federation's scale of genes."""
@@ -38,7 +38,7 @@ def draw_concordance(table: pd.DataFrame, seed: int) -> dict[str, tuple[float, n
             draws.append(bootstrap_concordance(risk, t, e, DRAWS, rng))
         if not np.isnan(points).all():
             with np.errstate(invalid="ignore"):
-                out[str(cancer)] = float(np.nanmean(points)), nanmean(np.array(draws))
+                out[str(cancer)] = float(np.nanmean(points)), mean_known(np.array(draws), axis=0)
     return out
 
 
@@ -51,7 +51,8 @@ def summarise(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     ]
     return {
         "c_index": interval(
-            float(np.mean([p for p, _ in by_cancer.values()])), nanmean(np.array([d for _, d in by_cancer.values()]))
+            float(np.mean([p for p, _ in by_cancer.values()])),
+            mean_known(np.array([d for _, d in by_cancer.values()]), axis=0),
         ),
         "by_cancer": {cancer: interval(point, draws) for cancer, (point, draws) in by_cancer.items()},
         "all_cancers_mixed": float(np.nanmean(mixed)),
@@ -63,7 +64,7 @@ def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, 
     a, b = draw_concordance(main, seed), draw_concordance(other, seed)
     cancers = sorted(a.keys() & b.keys())
     points = [a[c][0] - b[c][0] for c in cancers]
-    return interval(float(np.mean(points)), nanmean(np.array([a[c][1] - b[c][1] for c in cancers])))
+    return interval(float(np.mean(points)), mean_known(np.array([a[c][1] - b[c][1] for c in cancers]), axis=0))
 
 
 def site_table(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:

@@ -13,9 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from oncofed.common import class_metrics as cm
-from oncofed.server.report.look import STYLE, svg
-
-BLUE, RED = "#0b6e99", "#b03a5b"
+from oncofed.common.metrics import mean_known
+from oncofed.server.report.look import BLUE, RED, STYLE, svg
 
 
 def nouns(study: dict[str, Any]) -> tuple[str, str]:
@@ -39,16 +38,16 @@ def measured(folds: list[dict[str, Any]], study: dict[str, Any], classes: list[s
         return None
     patients, loss = sums(folds, "patients").sum(0), sums(folds, "loss").sum()
     by_class = {"recall": cm.class_recall, "precision": cm.class_precision, "f1": cm.class_f1}
-    columns = {name: cm.mean_known(measure(confusion), axis=0) for name, measure in by_class.items()}
-    columns["auroc"] = cm.mean_known(cm.class_auroc(ranking), axis=0)
+    columns = {name: mean_known(measure(confusion), axis=0) for name, measure in by_class.items()}
+    columns["auroc"] = mean_known(cm.class_auroc(ranking), axis=0)
     whole: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "balanced_accuracy": cm.balanced_accuracy,
         "macro_f1": cm.macro_f1,
         "mcc": cm.matthews,
         "accuracy": cm.accuracy,
     }
-    scores = {name: float(cm.mean_known(measure(confusion), axis=0)) for name, measure in whole.items()}
-    scores["macro_auroc"] = float(cm.mean_known(cm.macro_auroc(ranking), axis=0))
+    scores = {name: float(mean_known(measure(confusion), axis=0)) for name, measure in whole.items()}
+    scores["macro_auroc"] = float(mean_known(cm.macro_auroc(ranking), axis=0))
     together = certainty.sum(0)
     scores |= {"ece": cm.calibration_error(together), "log_loss": float(loss / max(patients.sum(), 1.0))}
     answers = cm.Answers.of(together).at(study["task"]["abstain_below"])

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from oncofed.server.report.classes import BLUE, RED
-from oncofed.server.report.look import STYLE, svg
+from oncofed.server.report.look import BLUE, RED, STYLE, svg
 
 LONGEST = 44
 """Characters of a set's name in the picture."""

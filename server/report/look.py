@@ -10,11 +10,13 @@ import matplotlib
 from matplotlib.figure import Figure
 from oncofed.common.modalities import MODALITIES
 
+BLUE, RED = "#0b6e99", "#b03a5b"
+
 COLOURS = {
-    "federated": "#0b6e99",
+    "federated": BLUE,
     "fedavg": "#d98a29",
     "pooled": "#3f3f46",
-    "local": "#b03a5b",
+    "local": RED,
     "ridge": "#6b8e23",
     "ridge-own": "#2e8b6f",
     "ridge-powers": "#a3b18a",
@@ -25,7 +27,7 @@ COLOURS = {
     "alterations": "#8a6fb0",
     "late": "#9a9aa3",
     "concat": "#7f5539",
-    "modulated": "#0b6e99",
+    "modulated": BLUE,
     "unmodulated": "#e07a5f",
 }
 """One colour a method or modality, the same in every picture; a method that sees one modality has its colour."""

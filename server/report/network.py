@@ -10,13 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from oncofed.server.report.classes import BLUE, RED
-from oncofed.server.report.look import STYLE, svg
+from oncofed.server.report.look import BLUE, RED, STYLE, svg
 
 MOST = 12
 """Classes that are drawn; the files hold all."""
 
-LAYERS = ("#0b6e99", "#d98a29", "#6b8e23", "#7a5195")
+LAYERS = (BLUE, "#d98a29", "#6b8e23", "#7a5195")
 """Colours of edges by layer, from the first; later layers share the last."""
 
 

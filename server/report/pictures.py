@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from oncofed.server.report.look import COLOURS, MIXTURES, STYLE, svg
+from oncofed.server.report.look import BLUE, COLOURS, MIXTURES, RED, STYLE, svg
 
 SCORES = {"c_index": "C-index within site and cancer", "macro_f1": "macro-F1"}
 """Scores of a round, by their key's ending."""
@@ -24,7 +24,7 @@ def learning_curves(folds: list[dict[str, Any]]) -> str:
     panels = list(_panels(folds))
     figure = Figure(figsize=(4.5 * len(panels), 3), layout="constrained")
     for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for colour, (label, lines) in zip(("#0b6e99", "#d98a29"), series.items(), strict=False):
+        for colour, (label, lines) in zip((BLUE, "#d98a29"), series.items(), strict=False):
             draw_lines(axis, lines, colour, label)
         axis.set_title(title, loc="left", fontsize=9)
         axis.set_xlabel("round")
@@ -104,7 +104,7 @@ def kaplan_meier(groups: dict[str, Any]) -> str:
     months = groups["months"]
     figure = Figure(figsize=(6.5, 4))
     axis, table = figure.subplots(2, 1, height_ratios=[5, 1], sharex=True)
-    colours = {"low risk": "#0b6e99", "high risk": "#b03a5b"}
+    colours = {"low risk": BLUE, "high risk": RED}
     marks = [m for m in months if m % 24 == 0]
     for i, (name, curve) in enumerate(groups["curves"].items()):
         known = sum(n > 0 for n in curve["at_risk"])  # beyond that nobody was under observation

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oncofed.deploy.xena.institutions import read_codes
-
-TABLE = """TSS Code	Source Site	Study Name	BCR
-A8	North Clinic	Breast invasive carcinoma	X
-NA	St. Ann's Hospital (East)	Breast invasive carcinoma	X
-AA	 North  clinic	Colon adenocarcinoma	X
-02	St Anns Hospital - East	Colon adenocarcinoma	X
-ZY	University of the "South	Colon adenocarcinoma	X
-"""
-NORTH, EAST = "North Clinic", "St. Ann's Hospital (East)"
+from toy_xena import EAST, NORTH, TABLE
 
 
 def test_a_code_table_by_commas_with_lost_zeros_and_marks_around_its_cells(tmp_path: Path) -> None:
