@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort
-from oncofed.client.policy import Policy
 from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
@@ -42,6 +41,9 @@ def statistics(session: Session) -> Answer:
     total |= {f"covariate_{k}": v[0] for k, v in covariates.items()} | {"events": events, "exposure": exposure}
     if session.study.task.kind == "classification":
         total |= {CLASSES: np.bincount(cohort.cancer, minlength=len(session.cancers)).astype(np.float64)}
+    if session.policy.min_cell > 1:  # of a few patients months of death would leave
+        outcome = [name for name in ("events", "exposure", CLASSES) if name in total]
+        cells |= dict.fromkeys(outcome, np.bincount(cohort.cancer, minlength=len(session.cancers)))
     config: wire.Config = {"missing_genes": _missing_genes(session, cohort)}
     return Answer(config, total, len(cohort), cells, 3)
 
@@ -100,7 +102,7 @@ def _of_enough(session: Session, batch: Batch) -> Batch:
     """The batch without modalities that fewer patients have than the policy wants: their encoders would tell of these few."""
     if not session.study.multimodal:
         return batch
-    least = Policy.read(session.site.path).min_patients
+    least = session.policy.min_patients
     few = [m for m in session.study.modalities if 0 < int(batch.has[m].sum()) < least]
     if few and session.round <= 1:
         log.warning(

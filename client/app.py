@@ -7,10 +7,13 @@ import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from oncofed.client import answers, score
+from oncofed.client.analyse import AnalysisSession
+from oncofed.client.analyse import analyse as answer_analysis
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door
@@ -23,7 +26,7 @@ app = ClientApp()
 log = logging.getLogger("oncofed.client")
 resident = Resident()
 
-Handler = Callable[[Session], Answer]
+Handler = Callable[[Any], Answer]
 
 
 def site_of(context: Context) -> tuple[Path, Path]:
@@ -42,8 +45,10 @@ def site_of(context: Context) -> tuple[Path, Path]:
     return folder, Path(str(node["work-dir"])) if "work-dir" in node else folder / ".oncofed"
 
 
-def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Message]]:
-    """Wrap a handler: check versions and policy, call it, pass its answer through the door, and turn errors into refusals.
+def handler(
+    kind: str, opening: type[Session] | type[AnalysisSession] = Session
+) -> Callable[[Handler], Callable[[Message, Context], Message]]:
+    """Wrap a handler of sessions of the type `opening`: check versions and policy, call it, pass its answer through the door, and turn errors into refusals.
 
     Flower would show the text of any exception to the server; here only a `Refusal`'s text leaves, of other errors
     the type alone, and the traceback goes to the site's own log.
@@ -58,11 +63,13 @@ def handler(kind: str) -> Callable[[Handler], Callable[[Message, Context], Messa
                 name = folder.name
                 site = SiteFolder.open(folder)
                 name = site.name
-                simulated = "site-dir" not in context.node_config
-                door = Door(name, Policy.read(folder), work / "release-log.jsonl", simulated=simulated)
+                # a simulator's own processes say so; what a node config holds is the hospital's own word
+                simulated = bool(context.node_config.get("simulated", "site-dir" not in context.node_config))
+                policy = Policy.read(folder, simulated=simulated)
+                door = Door(name, policy, work / "release-log.jsonl", simulated=simulated)
                 own_device = str(context.node_config.get("device", ""))
-                session = Session.of(message.content, site, work, resident, own_device)
-                door.admit(kind, session.study)
+                session = opening.of(message.content, site, work, resident, own_device, policy)
+                session.admit(door, kind)
                 return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
             except Refusal as error:
                 log.warning("%s: refused '%s': %s", name, kind, error)
@@ -113,3 +120,10 @@ def explain(session: Session) -> Answer:
     from oncofed.client.explain import explain as attribute  # captum is slow to import, and other messages do without
 
     return attribute(session)
+
+
+@app.query("analyse")
+@handler(wire.ANALYSE, AnalysisSession)
+def analyse(session: AnalysisSession) -> Answer:
+    """A step of a classical analysis: sums by cell of time over the clinical table."""
+    return answer_analysis(session)

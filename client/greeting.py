@@ -20,14 +20,13 @@ from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.study import Study
 
 
-def greet(site: SiteFolder, work: Path, study: Study) -> wire.Config:
+def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = Policy()) -> wire.Config:
     """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
     clinical = read_clinical(site, outcome=study.task.kind == "survival", label=study.task.label, of=study.of)
     held = clinical["cancer_type"].dropna().astype(str).value_counts()
     if study.task.label != "cancer_type":
         # a column may hold anything: what few patients have is not told, unless the study names it
-        least = Policy.read(site.path).min_patients
-        held = held[(held >= least) | held.index.isin(study.task.classes)]
+        held = held[(held >= policy.min_patients) | held.index.isin(study.task.classes)]
     return {"cancers": sorted(held.index.tolist()), **_holdings(site, work, study)}
 
 

@@ -10,12 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Policy(BaseModel):
-    """The content of `policy.toml` in the site's folder; without the file, these defaults hold."""
+    """The content of `policy.toml` in the site's folder; without the file, these defaults hold.
+
+    A simulated site without the file is `OPEN`: its researcher sees every row anyway.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_patients: int = Field(10, ge=1, description="no sum over fewer patients leaves")
-    min_test_patients: int = Field(1, ge=1, description="no evaluation over fewer patients leaves")
+    min_cell: int = Field(
+        11, ge=1, description="no group of fewer patients shows in an evaluation or an analysis; 1: any may (no rule)"
+    )
+    rounding: int = Field(1, ge=1, description="counts in tables leave as multiples of this; 1: as they are")
+    exact_times: bool = Field(False, description="exact event times may leave, for analyses that ask for them")
+    epsilon_budget: float = Field(
+        8.0, ge=0, description="what all evaluations and analyses with noise may cost a patient together"
+    )
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
     max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")
@@ -23,19 +33,27 @@ class Policy(BaseModel):
         ("cancer_type",), description="clinical columns whose values a study may learn, and hear, as classes"
     )
     allow: tuple[str, ...] = Field(
-        ("query.hello", "query.statistics", "train", "evaluate", "query.explain"),
+        ("query.hello", "query.statistics", "train", "evaluate", "query.explain", "query.analyse"),
         description="kinds of message that are answered",
     )
 
+    def least(self, numbers: int = 1) -> int:
+        """Patients that a cell of a table needs which holds `numbers` sums of one quantity: so many could be solved for."""
+        return 1 if self.min_cell == 1 else max(self.min_cell, numbers + 1)
+
     @classmethod
-    def read(cls, folder: Path) -> Policy:
+    def read(cls, folder: Path, *, simulated: bool = False) -> Policy:
         """Raises `Refusal` where the file is wrong: a policy that cannot be read lets nothing out."""
         file = folder / "policy.toml"
         if not file.exists():
-            return cls()
+            return OPEN if simulated else cls()
         try:
             return cls.model_validate(tomllib.loads(file.read_text()))
         except (tomllib.TOMLDecodeError, ValidationError, OSError) as error:
             raise Refusal(
                 f"the site's policy.toml cannot be used ({type(error).__name__}); the site's engineer must correct it"
             ) from None
+
+
+OPEN = Policy(min_cell=1, exact_times=True)
+"""Of a simulated site that says nothing else; training and statistics keep the bound of a real one."""

@@ -1,6 +1,6 @@
 """The one door: every sum that leaves passes the policy, a check of its numbers, and the release log.
 
-Suppression, noise and masks of later steps belong here and nowhere else.
+Suppression, rounding, noise and the masks of later steps belong here and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
+from oncofed.client.ledger import Ledger
 from oncofed.client.policy import Policy
+from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.errors import Refusal
+from oncofed.common.plan import Plan
 from oncofed.common.study import Study
+
+TABLES = (wire.EVALUATE, wire.ANALYSE)
+"""Kinds of message that show groups of patients: `min_cell` of the policy holds for them, `min_patients` for the others."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a handler wants to let out: a sum over `patients` patients.
 
-    `cells` names arrays whose first axis are groups of patients, with the patients in each `[groups]`, or in each of those
-    for whom a number is known `[groups, numbers]`; `numbers` is how many sums of
-    one quantity a cell holds: as many patients could be solved for, so a cell needs more.
+    `cells` names arrays and the patients behind their numbers: `[groups]` along the first axis, or an array that
+    broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
+    for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
+    names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
     """
 
     config: wire.Config
@@ -35,6 +42,9 @@ class Answer:
     patients: int = 0
     cells: Mapping[str, np.ndarray] = field(default_factory=dict)
     numbers: int = 1
+    groups: tuple[frozenset[str], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,18 +60,17 @@ class Door:
     log: Path
     simulated: bool = False
 
+    def admit_plan(self, kind: str, plan: Plan) -> None:
+        """Refuse an analysis that the site's policy does not allow, before any data are touched."""
+        self._admit(kind, *plan.columns)
+        if plan.times == "exact" and not self.policy.exact_times:
+            raise Refusal(
+                f"site {self.site}: times = 'exact' lets event times leave, its policy does not (exact_times); use times = 'grid'"
+            )
+
     def admit(self, kind: str, study: Study) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
-        if kind not in self.policy.allow:
-            raise Refusal(
-                f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
-            )
-        label = study.task.label
-        if label not in self.policy.labels and not self.simulated:
-            raise Refusal(
-                f"site {self.site}: its policy does not let values of the column '{label}' be classes (labels: "
-                f"{', '.join(self.policy.labels)}); the site's engineer can add it to labels in policy.toml"
-            )
+        self._admit(kind, study.task.label)
         p, phases = self.policy, [study.steps(phase) for phase in study.phases]
         for what, wanted, limit in (
             ("rounds", sum(t.rounds for t in phases), p.max_rounds),
@@ -78,11 +87,26 @@ class Door:
                     f"patients, the site's policy wants {p.min_patients}; raise batch_size"
                 )
 
+    def _admit(self, kind: str, *columns: str) -> None:
+        if kind not in self.policy.allow:
+            raise Refusal(
+                f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
+            )
+        for column in columns if not self.simulated else ():
+            if column not in self.policy.labels:
+                raise Refusal(
+                    f"site {self.site}: its policy does not let values of the column '{column}' be classes (labels: "
+                    f"{', '.join(self.policy.labels)}); the site's engineer can add it to labels in policy.toml"
+                )
+
     def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
-        total = self._withhold(answer)
-        wanted = self.policy.min_test_patients if kind == wire.EVALUATE else self.policy.min_patients
+        wanted = self.policy.min_cell if kind in TABLES else self.policy.min_patients
+        if answer.epsilon:
+            total, wanted = self._noisy(kind, answer), 0
+        else:
+            total = self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(
                 f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants"
@@ -93,23 +117,45 @@ class Door:
                     f"site {self.site}: '{kind}' has {int((~np.isfinite(value)).sum())} values that are not finite in '{name}'; "
                     "lower training.learning_rate, set training.clip_norm, or run `oncofed site check`"
                 )
+        if answer.groups and not answer.epsilon:
+            ReleasedGroups(self.log.parent / "released", self.site).check(answer.groups, self.policy.min_cell, kind)
         content = wire.reply(self.site, config, total)
         self._write(kind, config, total or {}, patients)
         return content
 
-    def _withhold(self, answer: Answer) -> Sum | None:
-        """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow."""
-        if answer.total is None or not answer.cells:
-            return answer.total
-        least = max(self.policy.min_patients, answer.numbers + 1)
+    def _withhold(self, kind: str, answer: Answer) -> Sum | None:
+        """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow; counts rounded."""
+        if answer.total is None:
+            return None
+        p = self.policy
+        least = p.least(answer.numbers) if kind in TABLES else max(p.min_patients, answer.numbers + 1)
         total = dict(answer.total)
         for name, count in answer.cells.items():
             few = (count > 0) & (count < least)
             if few.any():
-                # counts by group or, as some numbers are known of few patients of a group, by group and number
-                axes = range(count.ndim, total[name].ndim) if count.ndim == 1 else range(1, total[name].ndim - 1)
-                total[name] = np.where(np.expand_dims(few, tuple(axes)), 0.0, total[name])
+                if few.ndim == 1:
+                    few = np.expand_dims(few, tuple(range(1, total[name].ndim)))
+                total[name] = np.where(few, 0.0, total[name])
+        for name in answer.counts if p.rounding > 1 else ():
+            total[name] = np.rint(total[name] / p.rounding) * p.rounding
         return total
+
+    def _noisy(self, kind: str, answer: Answer) -> Sum:
+        """Counts with noise, its cost booked first; each table gets an equal share of epsilon."""
+        from oncofed.client.noise import geometric
+
+        total = answer.total or {}
+        if set(answer.counts) != set(total):
+            raise Refusal(
+                f"site {self.site}: '{kind}' with noise may hold tables of counts alone, not {sorted(set(total) - set(answer.counts))}"
+            )
+        if not self.simulated:
+            purpose = f"{kind} {answer.config.get('step', '')}".strip()
+            Ledger(self.log.parent / "ledger.jsonl", self.site, self.policy.epsilon_budget).charge(
+                purpose, answer.epsilon
+            )
+        share = answer.epsilon / len(total)
+        return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
 
     def refuse(self, kind: str, reason: str) -> RecordDict:
         """Pack a refusal; its text leaves too, so it stands in the log."""

@@ -15,7 +15,7 @@ from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import sum_prefix
 
 Cells = dict[str, np.ndarray]
-"""Patients in each group, by number of the table, behind the arrays of a sum: small cells are withheld at the door."""
+"""Patients of each group who have a number, as they broadcast against the arrays of a sum: small cells are withheld at the door."""
 
 
 def moment_sums(cohort: Cohort, names: Iterable[str], count: int) -> tuple[Sum, Cells]:
@@ -36,7 +36,8 @@ def _named(by_table: Mapping[str, Sum]) -> tuple[Sum, Cells]:
     cells: Cells = {}
     for name, sums in by_table.items():
         total |= under(sum_prefix(name), sums)
-        cells |= under(sum_prefix(name), dict.fromkeys(sums, sums["n"]))
+        behind = {k: sums["n"] if v.ndim == 2 else sums["n"][:, None] for k, v in sums.items()}
+        cells |= under(sum_prefix(name), behind)
     return total, cells
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from oncofed.client.ablation import ablation_sums
 from oncofed.client.data.cohort import Cohort
+from oncofed.client.disclosure import shown
 from oncofed.client.objectives import measured_objective
 from oncofed.client.release import Answer
 from oncofed.client.session import Session
@@ -28,12 +29,9 @@ CURVE_MONTHS = (12.0, 36.0, 60.0)
 
 def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
-    cohort = session.scored_cohort()
+    cohort = counted(session)
     if ORDER in session.arrays and not session.ask.get("validation"):
         return _ablate(session, cohort)
-    if not len(cohort):
-        kind = "validation" if session.ask.get("validation") else "held-out"
-        raise Refusal(f"site {session.site.name}: no {kind} patient in fold {session.fold}")
     model, objective = scored_model(session), measured_objective(session.study)
     batch, cancers = session.batch(cohort), len(session.cancers)
     with torch.no_grad():
@@ -51,15 +49,34 @@ def evaluate(session: Session) -> Answer:
                 for key in ("loss", objective.hits):
                     total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
             write_predictions(session, model)
-    return Answer({}, total, len(cohort))
+    return Answer({}, total, len(cohort), groups=groups_of(cohort) if session.ask.get("final") else ())
+
+
+def counted(session: Session) -> Cohort:
+    """The scored patients whom the site's policy lets show: of a cancer type with few of them none is counted."""
+    cohort, least = session.scored_cohort(), session.policy.min_cell
+    kind = "validation" if session.ask.get("validation") else "held-out"
+    if not len(cohort):
+        raise Refusal(f"site {session.site.name}: no {kind} patient in fold {session.fold}")
+    keep = shown([cohort.cancer], cohort.patient, least)
+    if not keep.any():
+        raise Refusal(
+            f"site {session.site.name}: fewer than {least} {kind} patients of every cancer type in fold {session.fold}, its policy "
+            "lets no smaller group show (min_cell)"
+        )
+    return cohort if keep.all() else cohort.select(keep)
+
+
+def groups_of(cohort: Cohort) -> tuple[frozenset[str], ...]:
+    """The patients of each cancer type, and all of them, for the site's memory of what it has shown."""
+    by_cancer = [frozenset(cohort.patient[cohort.cancer == c].tolist()) for c in np.unique(cohort.cancer)]
+    return (frozenset(cohort.patient.tolist()), *by_cancer)
 
 
 def _ablate(session: Session, cohort: Cohort) -> Answer:
     """Held-out patients without the genes that the server ranks first for their class."""
     order, panel = session.arrays[ORDER], len(session.panel)
     wanted = (len(session.cancers), genes_of(SHARES[-1], panel))
-    if not len(cohort):
-        raise Refusal(f"site {session.site.name}: no held-out patient in fold {session.fold}")
     if order.shape != wanted or not ((order >= -1) & (order < panel)).all():
         raise Refusal(
             f"site {session.site.name}: {ORDER} of shape {order.shape} are no {wanted} genes of a panel of {panel}"

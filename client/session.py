@@ -19,6 +19,8 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_mod
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet
+from oncofed.client.policy import Policy
+from oncofed.client.release import Door
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
 from oncofed.common import wire
@@ -49,9 +51,12 @@ class Session:
     work: Path
     resident: Resident
     own_device: str
+    policy: Policy
 
     @classmethod
-    def of(cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str) -> Session:
+    def of(
+        cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
+    ) -> Session:
         """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
         ask = wire.read_config(content, "ask")
         wire.check_protocol(ask, "the server")
@@ -72,7 +77,11 @@ class Session:
             )
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
-        return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device)
+        return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
+
+    def admit(self, door: Door, kind: str) -> None:
+        """Refuse what the site's policy does not allow."""
+        door.admit(kind, self.study)
 
     @property
     def fold(self) -> int:
@@ -105,7 +114,7 @@ class Session:
 
     def greeting(self) -> wire.Config:
         """What the site says of itself, without a count of patients."""
-        return greet(self.site, self.work, self.study)
+        return greet(self.site, self.work, self.study, self.policy)
 
     @cached_property
     def beside(self) -> Beside:

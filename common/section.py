@@ -29,7 +29,7 @@ def split_text(data: Any, *keys: str) -> Any:
         if isinstance(value, str):
             parts = next(csv.reader([value], skipinitialspace=True), [])
             lists[key] = [part.strip() for part in parts if part.strip()]
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             lists[key] = [value]
     return data | lists
 

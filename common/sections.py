@@ -308,6 +308,10 @@ class Aggregation(Section):
     min_sites: int = Field(2, ge=1, description="a round with fewer good replies stops the study")
 
 
+EVERY_SITE = "all"
+"""In `splits.held_out_sites`, alone: every site of the federation."""
+
+
 class Splits(Section):
     """Patient-level cross-validation, stratified by cancer type and event, dealt at each site from the seed."""
 
@@ -316,7 +320,8 @@ class Splits(Section):
         0.0, ge=0, le=0.5, description="share of a fold's training patients kept aside to choose the round; 0: none"
     )
     held_out_sites: tuple[str, ...] = Field(
-        (), description="instead of folds by patient: each of these sites in turn takes no part and is the test"
+        (),
+        description="instead of folds by patient: each of these sites in turn takes no part and is the test; all: every one",
     )
     only: tuple[int, ...] = Field((), description="run only these folds; empty: all")
     refit: bool = Field(False, description="after the folds, train once more on all patients: the model to publish")
@@ -328,9 +333,18 @@ class Splits(Section):
 
     @model_validator(mode="after")
     def _inside(self) -> Splits:
-        if any(not 0 <= f < self.count for f in self.only):
+        if EVERY_SITE in self.held_out_sites and not self.every_site:
+            raise ValueError(
+                f"splits.held_out_sites = {list(self.held_out_sites)}: '{EVERY_SITE}' stands alone, or name sites"
+            )
+        if not self.every_site and any(not 0 <= f < self.count for f in self.only):
             raise ValueError(f"splits.only = {self.only} must lie between 0 and {self.count - 1}")
         return self
+
+    @property
+    def every_site(self) -> bool:
+        """Whether each site is held out in turn; the server puts their names here once they have said hello."""
+        return self.held_out_sites == (EVERY_SITE,)
 
     @property
     def count(self) -> int:
@@ -349,25 +363,3 @@ class Runtime(Section):
         3600.0, gt=0, description="a site that has not answered by then is left out of the round"
     )
     resume: bool = Field(False, description="continue after the last checkpointed round")
-
-
-class Analysis(Section):
-    """What is asked of the trained model beside its score, all of it sums over patients."""
-
-    experts: bool = Field(True, description="what each expert is worth: held-out patients without it")
-    attributions: bool = Field(
-        False, description="which genes drive each cancer's score and each expert (integrated gradients)"
-    )
-    patients: int = Field(200, ge=10, description="at most so many training patients of a site are attributed")
-    steps: int = Field(16, ge=2, description="of the path from the mean patient to the patient")
-    ablation: bool = Field(
-        False, description="recall of held-out patients without the genes that rank highest among training patients"
-    )
-    attention: bool = Field(False, description="how focused each attention head of t_gem is, by class")
-    network_genes: int = Field(
-        0, ge=0, le=1000, description="genes in the attention network of each class of t_gem; 0: no network"
-    )
-    network_draws: int = Field(
-        4, ge=1, le=100, description="networks of permuted labels that each class's is held against"
-    )
-    pathways: str = Field("", description="gene sets (.gmt) whose mean attribution is shown; beside attributions")

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
     Aggregation,
-    Analysis,
     Fusion,
     Model,
     Panel,
@@ -47,6 +47,7 @@ class Study(Section):
     aggregation: Aggregation = Aggregation()
     splits: Splits = Splits()
     analysis: Analysis = Analysis()
+    evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="before")
@@ -71,6 +72,12 @@ class Study(Section):
             raise ValueError(
                 "analysis.attributions ranks genes that the model sees one by one; it needs 'rna' in fusion.modalities and "
                 "fusion.rna_encoder = 'gene_moe'"
+            )
+        a = self.analysis
+        if "personalised" in a.cross_site and a.personal_rounds > self.training.rounds:
+            raise ValueError(
+                f"analysis.personal_rounds = {a.personal_rounds} exceeds training.rounds = {self.training.rounds}, the rounds "
+                "that a site knows of; lower it"
             )
         if self.training.patience and not (self.splits.validation and self.training.evaluate_every):
             raise ValueError(
@@ -200,8 +207,8 @@ class Study(Section):
         return flat
 
 
-RUN_KEYS = ("study", "sites")
-"""Run-config keys that are not part of the study: a study file to read, and the folder of simulated sites."""
+RUN_KEYS = ("study", "plan", "sites")
+"""Run-config keys that are not part of the study: a study file to read, a plan to run instead, and the folder of simulated sites."""
 
 
 def merge(data: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:

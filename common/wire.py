@@ -19,7 +19,7 @@ PROTOCOL = 3
 """Raised whenever the meaning of a message changes; sites and server must agree."""
 
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
-EXPLAIN = "query.explain"
+EXPLAIN, ANALYSE = "query.explain", "query.analyse"
 
 NETWORK_GENES = "network/genes"
 """The genes of each class's network `[C, K]` in a request to explain: with them a site is asked for their network alone."""

@@ -14,7 +14,7 @@ def write_bundle(folder: Path, config: dict[str, bool | int | float | str]) -> P
         "publisher": "oncofed",
         "fab-include": ["README.md"],
         "components": {"serverapp": "oncofed.server.app:app", "clientapp": "oncofed.client.app:app"},
-        "config": {"study": "", "sites": ""} | config,
+        "config": {"study": "", "plan": "", "sites": ""} | config,
     }
     project = {
         "name": "oncofed-study",

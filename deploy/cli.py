@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from oncofed.deploy.cli_analyse import analyse_cli
 from oncofed.deploy.cli_data import data_cli
 from oncofed.deploy.cli_study import study_cli
 from rich.console import Console
@@ -29,6 +30,7 @@ site = typer.Typer(no_args_is_help=True, help="For a hospital: check the data be
 cli.add_typer(site, name="site")
 cli.add_typer(data_cli, name="data")
 cli.add_typer(study_cli, name="study")
+cli.add_typer(analyse_cli, name="analyse")
 
 out = Console()
 err = Console(stderr=True)

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.engine import QUIET, check_version
 
@@ -26,10 +25,12 @@ STOP_S = 12.0
 """Flower forces its own exit after 5 s; only then is a process killed."""
 
 
-def run_on_superlink(study: Study, site_folders: list[Path], root: Path, timeout_s: float = 1800.0) -> None:
-    """Run a study with real processes whose logs, keys and state lie below `root`; raises when the run fails."""
-    bundle = write_bundle(root / "bundle", study.run_config())
-    nodes = [f'site-dir="{folder.resolve()}"' for folder in site_folders]
+def run_on_superlink(
+    config: dict[str, bool | int | float | str], site_folders: list[Path], root: Path, timeout_s: float = 1800.0
+) -> None:
+    """Run a run config with real processes whose logs, keys and state lie below `root`; raises when the run fails."""
+    bundle = write_bundle(root / "bundle", config)
+    nodes = [f'site-dir="{folder.resolve()}" simulated=true' for folder in site_folders]
     with federation(root, nodes) as home:
         run = _flwr(home, "run", bundle)
         deadline = time.monotonic() + timeout_s

@@ -41,7 +41,7 @@ def simulate(study: Study, sites: Path, engine: Engine = "local") -> SimulatedRu
         run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
     elif engine == "superlink":
         absolute = study.changed(runtime__out=str(Path(study.runtime.out).resolve()))
-        run_on_superlink(absolute, folders, Path(study.runtime.out).resolve() / "processes")
+        run_on_superlink(absolute.run_config(), folders, Path(study.runtime.out).resolve() / "processes")
     else:
         nodes: list[dict[str, bool | int | float | str]] = [
             {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))

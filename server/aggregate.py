@@ -18,6 +18,10 @@ _LIMIT = 2.0**62
 _CHUNK = 1 << 15
 
 
+class TooLarge(ValueError):
+    """A sum that would leave the range of the fixed point."""
+
+
 class Accumulator:
     """Adds named arrays of fixed shapes. Memory: 8 bytes a number in all, however many sums are added."""
 
@@ -44,7 +48,7 @@ class Accumulator:
             if not np.isfinite(peak):
                 raise ValueError(f"{source}: '{name}' holds values that are not finite")
             if self._reach[name] + peak * 2.0**self.bits >= _LIMIT:
-                raise ValueError(
+                raise TooLarge(
                     f"{source}: '{name}' reaches {peak:g}, too large for a sum with {self.bits} fractional bits "
                     f"(limit {_LIMIT / 2.0**self.bits:g} over all sites); training has diverged or the data are not scaled"
                 )

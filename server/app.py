@@ -18,10 +18,12 @@ from oncofed.common.gene_names import GeneNames, ids_meet_symbols, is_plain
 from oncofed.common.modalities import EMBEDDING_TROUBLE, IMAGE_TROUBLE, RNA, Beside, agree_text, parse_images
 from oncofed.common.panel import NO_GENES, GenePanel
 from oncofed.common.pathways import pathways_on
+from oncofed.common.plan import Plan
 from oncofed.common.progress import progress_bar
 from oncofed.common.sections import Panel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
+from oncofed.server.classical import run_plan
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
@@ -35,8 +37,11 @@ DEFAULTS = Study().run_config()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Read the study from the run config (or the file that it names) and run it."""
+    """Read the study from the run config (or the file that it names) and run it; or the plan of a classical analysis."""
     config = dict(context.run_config)
+    if config.get("plan"):
+        run_plan(Plan.read(str(config["plan"])), grid)
+        return
     file = str(config.get("study", ""))
     if file:
         own = {key: config[key] for key in ("runtime.out", "runtime.resume") if config.get(key) != DEFAULTS[key]}
@@ -52,6 +57,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
     roster.gather(study.aggregation.min_sites, greeting(study))
+    if study.splits.every_site:
+        study = study.changed(splits__held_out_sites=roster.sites)
     cancers, panel, beside = agree(study, roster)
     absent = [site for site in study.splits.held_out_sites if site not in roster.sites]
     if absent:

@@ -18,6 +18,7 @@ from oncofed.common.saved import model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.server.checkpoint import save_arrays
+from oncofed.server.cross_site import CrossSite
 from oncofed.server.explanation import Explanation
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.roster import Roster
@@ -44,15 +45,8 @@ class FoldRun:
         inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
         frame, baseline = gather_statistics(inquiry)  # also when resuming: it brings the panel to sites that came since
         result: dict[str, Any] = {"fold": self.fold}
-        seconds, pretrained = 0.0, None
-        if self.study.pretraining.rounds:
-            before = self._phase(inquiry, PRETRAIN, frame, baseline, None)
-            before.run(advance)
-            # training goes on with the scale that the encoder was trained on, whoever has answered now
-            frame, pretrained, seconds = before.frame, before.strategy.weights, before.seconds_at_sites
-            result["pretraining"] = {"curve": before.curve}
-        rounds = self._phase(inquiry, TRAIN, frame, baseline, pretrained)
-        rounds.run(advance)
+        rounds, before = self._train(inquiry, frame, baseline, advance, self.out)
+        result |= {"pretraining": {"curve": before.curve}} if before else {}
         strategy, frame = rounds.strategy, rounds.frame
         result |= {"curve": rounds.curve, "grid_months": list(frame.grid.starts)}
         result["devices"] = dict(sorted(rounds.devices.items()))
@@ -69,26 +63,53 @@ class FoldRun:
         result |= {"ablation": ablation} if ablation else {}
         result |= {
             "seconds": time.perf_counter() - begin,
-            "seconds_in_local_steps": rounds.seconds_at_sites + seconds,
+            "seconds_in_local_steps": rounds.seconds_at_sites + (before.seconds_at_sites if before else 0.0),
             "bytes_to_sites": self.roster.sent - sent,
             "bytes_from_sites": self.roster.received - received,
             "parameters": int(sum(v.size for v in strategy.weights.values())),
         }
+        if self.study.analysis.cross_site and self.fold != ALL_PATIENTS:
+            crossed = CrossSite(rounds, lambda alone: self._train(alone, frame, baseline, lambda _: None, None)[0])
+            result["cross_site"] = crossed.run()
         return result
 
+    def _train(
+        self,
+        inquiry: Inquiry,
+        frame: Frame,
+        baseline: np.ndarray,
+        advance: Callable[[str], None],
+        out: Path | None,
+    ) -> tuple[Rounds, Rounds | None]:
+        """Training after its last round and, where there is one, pre-training; their checkpoints lie below `out`."""
+        before = None
+        if self.study.pretraining.rounds:
+            before = self._phase(inquiry, PRETRAIN, frame, baseline, None, out)
+            before.run(advance)
+            frame = before.frame  # the scale that the encoder was trained on, whoever has answered now
+        rounds = self._phase(inquiry, TRAIN, frame, baseline, before.strategy.weights if before else None, out)
+        rounds.run(advance)
+        return rounds, before
+
     def _phase(
-        self, inquiry: Inquiry, phase: str, frame: Frame, baseline: np.ndarray, pretrained: Sum | None
+        self,
+        inquiry: Inquiry,
+        phase: str,
+        frame: Frame,
+        baseline: np.ndarray,
+        pretrained: Sum | None,
+        out: Path | None,
     ) -> Rounds:
         """A phase at its start, or where its checkpoint left it."""
         covariates = len(input_names(self.study.panel.covariates))
         sizes = Sizes(len(self.panel), self.cancers, len(frame.grid), covariates, self.beside)
         model = build_model(self.study, sizes, phase=phase, fold=self.fold)
-        strategy = EvidenceStrategy.of(self.study.aggregation, model)
+        strategy = EvidenceStrategy.of(inquiry.aggregation, model)
         if "head.log_baseline" in strategy.weights:
             strategy.weights["head.log_baseline"] = baseline
         if pretrained is not None:
             strategy.weights = transfer(strategy.weights, pretrained)
-        rounds = Rounds(inquiry, phase, frame, strategy, self.out)
+        rounds = Rounds(inquiry, phase, frame, strategy, out)
         rounds.resume()
         return rounds
 

@@ -9,6 +9,7 @@ from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
+from oncofed.common.sections import Aggregation
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -19,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Who is asked, about which fold of which study."""
+    """Who is asked, about which fold of which study. `alone` is the one site that trains; empty: all do."""
 
     study: Study
     roster: Roster
@@ -27,6 +28,7 @@ class Inquiry:
     cancers: tuple[str, ...]
     fold: int
     beside: Beside = NO_BESIDE
+    alone: str = ""
 
     def ask(
         self, kind: str, config: wire.Config, arrays: Sum | None, *, phase: str = TRAIN, round_: int = 0
@@ -38,7 +40,7 @@ class Inquiry:
         self.roster.greet_newcomers(hello)
         tests = kind == wire.EVALUATE and not config.get("validation")
         concerns = self._held_out if tests else self._training
-        if tests and self._site_held_out:  # the statistics bring the panel to others, but this site hears none
+        if tests and self.site_held_out:  # the statistics bring the panel to others, but this site hears none
             config = config | {"genes": self.panel.lines}
         for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_, concerns=concerns):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
@@ -66,23 +68,29 @@ class Inquiry:
                 accumulator.add(answer.arrays, answer.site)
             except ValueError as error:
                 self.roster.leave_out(answer.site, kind, round_, str(error))
-        alone = self._site_held_out and kind == wire.EVALUATE and not config.get("validation")
-        least = 1 if alone else self.study.aggregation.min_sites
+        one = self.site_held_out and kind == wire.EVALUATE and not config.get("validation")
+        least = 1 if one else self.aggregation.min_sites
         if accumulator.count < least:
             raise NotEnoughSites(f"'{kind}': {accumulator.count} good answers, wanted {least} (aggregation.min_sites)")
         return accumulator.total()
 
     @property
-    def _site_held_out(self) -> str:
+    def aggregation(self) -> Aggregation:
+        """The study's rule; of a site alone one answer is enough."""
+        rule = self.study.aggregation
+        return rule.model_copy(update={"min_sites": 1}) if self.alone else rule
+
+    @property
+    def site_held_out(self) -> str:
         """The site that this fold holds out; empty where folds are of patients."""
         sites = self.study.splits.held_out_sites
         return sites[self.fold] if sites and self.fold != ALL_PATIENTS else ""
 
     def _training(self, site: str) -> bool:
-        return not self._site_held_out or site != self._site_held_out
+        return site != self.site_held_out and self.alone in ("", site)
 
     def _held_out(self, site: str) -> bool:
-        return not self._site_held_out or site == self._site_held_out
+        return self.site_held_out in ("", site)
 
 
 def greeting(study: Study) -> wire.Config:

@@ -38,13 +38,35 @@ class Answer:
     bytes: int
 
 
+def check_study_greeting(config: wire.Config) -> None:
+    """Refuse a greeting that a study cannot use."""
+    for key in ("genes", "cancers"):
+        value = config.get(key)
+        empty = key == "cancers" and not value
+        if not isinstance(value, list) or empty or not all(isinstance(v, str) for v in value):
+            raise Refusal(f"the greeting's {key} must be a list of names")
+    if not isinstance(config.get("unit_family"), str):
+        raise Refusal("the greeting lacks its unit family")
+    for name in ("images", "alterations", "embedding"):
+        if not isinstance(config.get(name, ""), str):
+            raise Refusal(f"the greeting's {name} must be text")
+    width = config.get("embedding_width", 0)
+    if not isinstance(width, int) or not 0 <= width <= MOST_WIDE:
+        raise Refusal(f"the greeting's embedding_width is {width!r}, wanted a whole number up to {MOST_WIDE}")
+
+
 @dataclass
 class Roster:
-    """Sites by node id. `left_out` keeps every site that was left out of a round, with the reason."""
+    """Sites by node id. `left_out` keeps every site that was left out of a round, with the reason.
+
+    `greeting` is the kind of message that asks who is there, `check` refuses an answer to it that cannot be used.
+    """
 
     grid: Grid
     wait_s: float
     timeout_s: float
+    greeting: str = wire.HELLO
+    check: Callable[[wire.Config], None] = check_study_greeting
     hellos: dict[int, wire.Config] = field(default_factory=dict)
     refused: dict[int, tuple[str, float]] = field(default_factory=dict)
     left_out: list[dict[str, object]] = field(default_factory=list)
@@ -139,7 +161,7 @@ class Roster:
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
 
     def _greet(self, nodes: list[int], request: wire.Config, patience_s: float | None = None) -> None:
-        messages = [Message(wire.request(request), n, wire.HELLO, ttl=self.timeout_s) for n in nodes]
+        messages = [Message(wire.request(request), n, self.greeting, ttl=self.timeout_s) for n in nodes]
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
         waited = 0.0
         patience_s = min(self.wait_s, self.timeout_s, patience_s or self.wait_s)
@@ -147,14 +169,14 @@ class Roster:
             replies = list(self.grid.pull_messages(list(by_id)))
             for reply in replies:
                 node = by_id.pop(reply.metadata.reply_to_message_id)
-                answer = self._read(reply, node, wire.HELLO, 0)
+                answer = self._read(reply, node, self.greeting, 0, greets=True)
                 if answer is None:
                     self._refuse(node, str(self.left_out[-1]["reason"]))
                     continue
                 twin = next((n for n, h in self.hellos.items() if h["site"] == answer.site and n != node), None)
                 if twin is not None and twin in set(self.grid.get_node_ids()):
                     reason = f"a second node calls itself {answer.site}; give every site a name of its own"
-                    self.leave_out(answer.site, wire.HELLO, 0, reason)
+                    self.leave_out(answer.site, self.greeting, 0, reason)
                     self._refuse(node, reason)
                     continue
                 self.hellos[node] = answer.config
@@ -163,13 +185,13 @@ class Roster:
                 waited += POLL_S
 
         for node in by_id.values():
-            self.leave_out(f"node {node}", wire.HELLO, 0, f"no answer to the greeting within {patience_s:g} s")
+            self.leave_out(f"node {node}", self.greeting, 0, f"no answer to the greeting within {patience_s:g} s")
             self._refuse(node, f"node {node} does not answer")
 
     def _refuse(self, node: int, reason: str) -> None:
         self.refused[node] = (reason, time.monotonic())
 
-    def _read(self, reply: Message, node: int, kind: str, round_: int) -> Answer | None:
+    def _read(self, reply: Message, node: int, kind: str, round_: int, *, greets: bool = False) -> Answer | None:
         name = self.name(node)
         if reply.has_error():
             self.leave_out(name, kind, round_, f"Flower error {reply.error.code}: {reply.error.reason}")
@@ -183,8 +205,8 @@ class Roster:
                 raise Refusal(f"answers in the name of {claimed!r}")
             if "refusal" in config:
                 raise Refusal(str(config["refusal"]))
-            if kind == wire.HELLO:
-                _check_hello(config)
+            if greets:
+                self.check(config)
             return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
         except (Refusal, KeyError, TypeError, ValueError) as error:
             self.leave_out(name, kind, round_, str(error))
@@ -196,19 +218,3 @@ class Roster:
 
 def _size(content) -> int:  # type: ignore[no-untyped-def]
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
-
-
-def _check_hello(config: wire.Config) -> None:
-    for key in ("genes", "cancers"):
-        value = config.get(key)
-        empty = key == "cancers" and not value
-        if not isinstance(value, list) or empty or not all(isinstance(v, str) for v in value):
-            raise Refusal(f"the greeting's {key} must be a list of names")
-    if not isinstance(config.get("unit_family"), str):
-        raise Refusal("the greeting lacks its unit family")
-    for name in ("images", "alterations", "embedding"):
-        if not isinstance(config.get(name, ""), str):
-            raise Refusal(f"the greeting's {name} must be text")
-    width = config.get("embedding_width", 0)
-    if not isinstance(width, int) or not 0 <= width <= MOST_WIDE:
-        raise Refusal(f"the greeting's embedding_width is {width!r}, wanted a whole number up to {MOST_WIDE}")

@@ -34,25 +34,29 @@ AUROC_ERROR = 0.005
 
 @dataclass
 class Rounds:
-    """One phase of one fold. `site_evidence` sums over the rounds what each site said stands behind each block."""
+    """One phase of one fold; without `out` it leaves no checkpoint and begins anew.
+
+    `site_evidence` sums over the rounds what each site said stands behind each block.
+    """
 
     inquiry: Inquiry
     phase: str
     frame: Frame
     strategy: EvidenceStrategy
-    out: Path
+    out: Path | None
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds_at_sites: float = 0.0
     devices: dict[str, str] = field(default_factory=dict)
     site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
     best: Sum = field(default_factory=dict)
 
-    def run(self, advance: Callable[[str], None]) -> None:
-        """The rounds that `curve` lacks; afterwards the strategy holds the last round's weights, or the best round's."""
-        settings = self.inquiry.study.steps(self.phase)
+    def run(self, advance: Callable[[str], None], rounds: int = 0) -> None:
+        """The rounds that `curve` lacks, up to `rounds` (0: the phase's own); afterwards the strategy holds the last round's
+        weights, or the best round's."""
+        rounds = rounds or self.inquiry.study.steps(self.phase).rounds
         saved = time.monotonic()
         try:
-            for round_ in range(len(self.curve) + 1, settings.rounds + 1):
+            for round_ in range(len(self.curve) + 1, rounds + 1):
                 if self._patience_is_over():
                     break
                 self._round(round_)
@@ -95,7 +99,7 @@ class Rounds:
             losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
             if t.patience and score["validation_loss"] <= min(losses):
                 self.best = dict(self.strategy.weights)
-        elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds:
+        elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self.inquiry.alone:
             self.curve[-1] |= headline(self.score(round_, {}), "test")
 
     def _patience_is_over(self) -> bool:
@@ -115,10 +119,11 @@ class Rounds:
         """Summed evaluation by cancer type with the strategy's weights."""
         arrays = self.frame.arrays | under("weights/", self.strategy.weights)
         return self.inquiry.add_up(
-            wire.EVALUATE, self.frame.config | config, arrays, self._shapes(bool(config.get("final"))), round_=round_
+            wire.EVALUATE, self.frame.config | config, arrays, self.shapes(bool(config.get("final"))), round_=round_
         )
 
-    def _shapes(self, final: bool) -> dict[str, tuple[int, ...]]:
+    def shapes(self, final: bool = False) -> dict[str, tuple[int, ...]]:
+        """The arrays of a site's evaluation, of a `final` one with those of the experts."""
         c, survival = len(self.inquiry.cancers), self.inquiry.study.task.kind == "survival"
         by_cancer = ("patients", "loss", "events", "concordant", "comparable")
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(by_cancer, (c,)) if survival else class_shapes(c)
@@ -133,13 +138,13 @@ class Rounds:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _file(self) -> Path:
-        return self.out / "checkpoints" / f"fold-{self.inquiry.fold}-{self.phase}.safetensors"
+    def _file(self) -> Path | None:
+        return self.out and self.out / "checkpoints" / f"fold-{self.inquiry.fold}-{self.phase}.safetensors"
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint must share with the study that resumes it. Waiting times and paths may differ, and what comes
         after pre-training may change once that is done."""
-        later = {"runtime", "analysis"} | ({"training", "name"} if self.phase == PRETRAIN else set())
+        later = {"runtime", "analysis", "evaluation"} | ({"training", "name"} if self.phase == PRETRAIN else set())
         study = self.inquiry.study.model_dump(mode="json", exclude=later)
         panel, fold = self.inquiry.panel.hash, self.inquiry.fold
         beside, cancers = self.inquiry.beside.config(), list(self.inquiry.cancers)
@@ -147,6 +152,8 @@ class Rounds:
 
     def save(self) -> None:
         """Write everything that the next round depends on."""
+        if self._file is None:
+            return
         arrays = self.strategy.state() | under("frame/", self.frame.arrays) | under("best/", self.best)
         arrays |= under("site_evidence/", self.site_evidence)
         about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts)}
@@ -154,7 +161,7 @@ class Rounds:
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one: on its scale and grid, whoever has answered now."""
-        if not (self.inquiry.study.runtime.resume and self._file.exists()):
+        if not (self.inquiry.study.runtime.resume and self._file and self._file.exists()):
             return
         state, about = load_arrays(self._file)
         if {k: about.get(k) for k in self._about()} != self._about():

@@ -285,7 +285,9 @@ def expression_of(
     return patients, whole.reindex(columns=list(panel.genes)).to_numpy(dtype=np.float32)
 
 
-def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str) -> np.ndarray:
+def encode_covariates(
+    rows: pd.DataFrame, covariates: tuple[str, ...], site: str, dtype: type = np.float32
+) -> np.ndarray:
     """Covariate inputs `[N, V]` of clinical rows, NaN where a value is missing, no number or none of the levels."""
     columns = []
     for c in parse_covariates(covariates):
@@ -306,7 +308,7 @@ def encode_covariates(rows: pd.DataFrame, covariates: tuple[str, ...], site: str
             for level in c.levels[1:]:
                 is_level = (text == level.lower()).to_numpy(dtype=np.float64, na_value=np.nan)
                 columns.append(np.where(known, is_level, np.nan))
-    return np.array(columns, dtype=np.float32).T.reshape(len(rows), len(columns))
+    return np.array(columns, dtype=dtype).T.reshape(len(rows), len(columns))
 
 
 def fingerprint(site: SiteFolder, multimodal: bool = False) -> str:

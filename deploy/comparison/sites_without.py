@@ -33,7 +33,8 @@ def choose_hospitals(sites: Path, share: float, study: Study) -> list[str]:
     count = int(share * len(have) + 1e-9)
     chosen = sorted(have, key=lambda name: seed_from(study.seed, "without pathology", name))[:count]
     left = set(have) - set(chosen)
-    training = len(left) - bool(left & set(study.splits.held_out_sites))  # one at a time is held out
+    one_out = study.splits.every_site or left & set(study.splits.held_out_sites)  # one at a time
+    training = len(left) - bool(one_out)
     if not count or training < study.aggregation.min_sites:
         raise ValueError(
             f"--train-hospitals {share:g}: of {len(have)} hospitals with pathology {count} would lose it and {training} train with "

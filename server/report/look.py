@@ -7,6 +7,7 @@ import io
 import re
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from oncofed.common.modalities import MODALITIES
 
@@ -57,6 +58,23 @@ def svg(figure: Figure, tight: bool = True) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight" if tight else None, metadata={"Date": None})
     return _stable_ids(re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL))
+
+
+def p_text(p: float | None, name: bool = False) -> str:
+    """A p value for people, never 0.000; with `name`, as in `p = 0.031`."""
+    if p is None or not np.isfinite(p):
+        return "p unknown" if name else "–"
+    if p < 1e-4:
+        return "p < 0.0001" if name else "< 0.0001"
+    said = f"{p:.4f}" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return f"p = {said}" if name else said
+
+
+def plain(text: str, longest: int = 200) -> str:
+    """A name as matplotlib writes it: a dollar is a dollar, and what is too long lacks its middle, as names differ at their ends."""
+    half = longest // 2
+    short = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+    return short.replace("$", r"\$")
 
 
 def _stable_ids(text: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from oncofed.server.report.look import BLUE, COLOURS, MIXTURES, RED, STYLE, svg
+from oncofed.server.report.look import BLUE, COLOURS, MIXTURES, STYLE, svg
 
 SCORES = {"c_index": "C-index within site and cancer", "macro_f1": "macro-F1"}
 """Scores of a round, by their key's ending."""
@@ -95,40 +95,6 @@ def forest(methods: dict[str, dict[str, Any]]) -> str:
     score = "F1 of the class" if classes else "C-index within the cancer type"
     axis.set_xlabel(f"{score}, held-out patients, 95 % bootstrap interval")
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    return svg(figure)
-
-
-@STYLE
-def kaplan_meier(groups: dict[str, Any]) -> str:
-    """Survival of the risk groups with bands and numbers at risk."""
-    months = groups["months"]
-    figure = Figure(figsize=(6.5, 4))
-    axis, table = figure.subplots(2, 1, height_ratios=[5, 1], sharex=True)
-    colours = {"low risk": BLUE, "high risk": RED}
-    marks = [m for m in months if m % 24 == 0]
-    for i, (name, curve) in enumerate(groups["curves"].items()):
-        known = sum(n > 0 for n in curve["at_risk"])  # beyond that nobody was under observation
-        label = f"{name} ({curve['patients']})"
-        axis.step(months[:known], curve["survival"][:known], where="post", color=colours[name], label=label)
-        lower, upper = curve["lower"][:known], curve["upper"][:known]
-        axis.fill_between(months[:known], lower, upper, step="post", color=colours[name], alpha=0.15, linewidth=0)
-        for m in marks:
-            table.text(
-                m, -i, str(curve["at_risk"][months.index(m)]), ha="center", va="center", color=colours[name], fontsize=8
-            )
-    axis.set_ylim(0, 1.02)
-    axis.set_ylabel("survival")
-    p = groups["logrank_p"]
-    axis.set_title(
-        "" if p is None else f"log-rank p {'< 1e-16' if p < 1e-16 else f'= {p:.2g}'}", loc="left", fontsize=9
-    )
-    axis.legend(frameon=False, loc="best")
-    table.set_ylim(-1.6, 0.6)
-    table.set_yticks([])
-    table.grid(False)
-    table.spines["left"].set_visible(False)
-    table.set_xticks(marks)
-    table.set_xlabel("months since diagnosis; numbers at risk above")
     return svg(figure)
 
 

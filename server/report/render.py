@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 from oncofed.server import analysis
-from oncofed.server.report import classes, genes, heat, modalities, network, pictures
+from oncofed.server.report import classes, cross_site, curves, genes, heat, modalities, network, pictures
+from oncofed.server.report.pages import page
 
 
 def render(comparison: dict[str, Any]) -> str:
@@ -23,7 +22,7 @@ def render(comparison: dict[str, Any]) -> str:
     if "methods" in comparison:
         sections["forest"] = pictures.forest(comparison["methods"])
     if comparison.get("risk_groups", {}).get("curves"):
-        sections["kaplan_meier"] = pictures.kaplan_meier(comparison["risk_groups"])
+        sections["kaplan_meier"] = _risk_groups(comparison["risk_groups"])
     by_method = modalities.balance_by_method(comparison)
     if by_method:
         sections["modalities"] = modalities.balance(by_method)
@@ -33,11 +32,13 @@ def render(comparison: dict[str, Any]) -> str:
     if measured:
         below = results["study"]["task"]["abstain_below"]
         sections["certainty"] = classes.certainty(classes.sums(folds, "certainty").sum(0), below)
+    crossed, apart = cross_site.matrix(folds), cross_site.sites_apart(results["study"], folds)
+    if crossed:
+        sections["cross_site"] = cross_site.every_model(crossed)
     sections |= genes.sections(results, folds) | network.sections(results)
-    loader = jinja2.FunctionLoader(lambda name: (files("oncofed.server.report") / name).read_text())
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
-    template = environment.get_template("report.html")
-    return template.render(
+    return page(
+        "report.html",
+        sections,
         results=results,
         comparison=comparison,
         study=results["study"],
@@ -46,11 +47,10 @@ def render(comparison: dict[str, Any]) -> str:
         modalities=modalities.held(results),
         genes=modalities.RNA in modalities.seen(results["study"]),
         drawn=network.MOST,
-        pictures={
-            name: jinja2.utils.markupsafe.Markup(svg) for name, svg in sections.items()
-        },  # our own SVG, not input
         summed=summed_evaluation(folds, results["cancers"]),
         measured=measured,
+        crossed=crossed,
+        apart=apart,
         one=one,
         several=several,
         specialisation=_specialisation(folds, results["study"]["seed"]),
@@ -58,6 +58,11 @@ def render(comparison: dict[str, Any]) -> str:
         mixture_names=pictures.MIXTURES,
         moved=sum(f["bytes_to_sites"] + f["bytes_from_sites"] for f in results["folds"]),
     )
+
+
+def _risk_groups(groups: dict[str, Any]) -> str:
+    named = [{"name": name, "time": groups["months"], **c} for name, c in groups["curves"].items()]
+    return curves.survival_curves(named, groups["logrank_p"], " since diagnosis")
 
 
 def _experts(fold: dict[str, Any], cancers: list[str]) -> dict[str, str]:

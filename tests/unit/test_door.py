@@ -69,9 +69,10 @@ def test_a_whole_answer_over_few_patients_is_refused(tmp_path: Path) -> None:
     answer = Answer({}, {"sum": table(5)}, 9)
     with pytest.raises(Refusal, match=r"9 patients behind 'query\.statistics' are fewer than the 10"):
         released(tmp_path, answer)
-    assert set(released(tmp_path, answer, wire.EVALUATE)) == {"sum"}
-    with pytest.raises(Refusal, match="9 patients behind 'evaluate' are fewer than the 12"):
-        released(tmp_path, answer, wire.EVALUATE, min_test_patients=12)
+    with pytest.raises(Refusal, match="9 patients behind 'evaluate' are fewer than the 11"):
+        released(tmp_path, answer, wire.EVALUATE)
+    for policy in ({"min_cell": 9}, {"min_cell": 1}):
+        assert set(released(tmp_path, answer, wire.EVALUATE, **policy)) == {"sum"}
 
 
 def test_a_greeting_holds_no_sum_and_passes(tmp_path: Path) -> None:
@@ -95,3 +96,54 @@ def test_the_log_holds_the_digest_of_what_left_and_not_of_what_was_withheld(tmp_
     digest = hashlib.sha256(b"sum" + np.ascontiguousarray(out["sum"]).tobytes()).hexdigest()
     assert line["sha256"] == digest
     assert (line["kind"], line["patients"], line["arrays"]) == (wire.STATISTICS, 60, {"sum": [2, 5]})
+
+
+def test_tables_are_held_against_the_bound_of_cells_and_other_sums_against_that_of_patients(tmp_path: Path) -> None:
+    total = {"sum": table(3, 5)}
+    answer = Answer({}, total, 60, {"sum": np.array([10, 11, 39])})
+    assert (released(tmp_path, answer)["sum"] != 0).all()
+    assert (released(tmp_path, answer, wire.ANALYSE)["sum"][0] == 0).all()
+    np.testing.assert_array_equal(released(tmp_path, answer, wire.ANALYSE, min_cell=1)["sum"], total["sum"])
+
+
+def test_cells_that_lie_along_several_axes(tmp_path: Path) -> None:
+    """By stratum and cell of time, whatever stands behind: [S, T] beside [S, T, P]."""
+    total = {"left": table(2, 3, 4)}
+    count = np.array([[3, 20, 0], [30, 5, 11]])
+    out = released(tmp_path, Answer({}, total, 69, {"left": count[..., None]}), wire.ANALYSE)["left"]
+    small = (count > 0) & (count < 11)
+    assert (out[small] == 0).all()
+    np.testing.assert_array_equal(out[~small], total["left"][~small])
+
+
+def test_counts_are_rounded_where_the_hospital_says_so(tmp_path: Path) -> None:
+    answer = Answer({}, {"events": np.array([12.0, 13.0, 0.0]), "risk": np.array([0.5])}, 60, counts={"events": 1})
+    out = released(tmp_path, answer, wire.ANALYSE, rounding=5)
+    assert out["events"].tolist() == [10.0, 15.0, 0.0]
+    assert out["risk"].tolist() == [0.5]
+
+
+def test_noise_is_paid_for_and_nothing_but_counts_leaves_with_it(tmp_path: Path) -> None:
+    counts = Answer({"step": "table"}, {"events": np.zeros(500)}, 3, counts={"events": 1}, epsilon=1.0)
+    out = released(tmp_path, counts, wire.ANALYSE, epsilon_budget=1.5)["events"]
+    assert (out < 0).any()
+    assert (out > 0).any()
+    with pytest.raises(Refusal, match=r"1 of the budget of 1\.5 is spent"):
+        released(tmp_path, counts, wire.ANALYSE, epsilon_budget=1.5)
+    mixed = Answer({}, {"events": np.zeros(5), "risk": np.zeros(5)}, 3, counts={"events": 1}, epsilon=0.1)
+    with pytest.raises(Refusal, match=r"tables of counts alone, not \['risk'\]"):
+        released(tmp_path, mixed, wire.ANALYSE)
+
+
+def test_two_answers_about_neighbouring_patients_do_not_both_leave(tmp_path: Path) -> None:
+    def about(count: int) -> Answer:
+        group = frozenset(f"p{i}" for i in range(count))
+        return Answer({}, {"sum": np.full(3, float(count))}, count, groups=(group,))
+
+    released(tmp_path, about(40), wire.ANALYSE)
+    with pytest.raises(Refusal, match="differ from those of an earlier table"):
+        released(tmp_path, about(43), wire.ANALYSE)
+    released(tmp_path, about(43), wire.ANALYSE, min_cell=1)
+    released(tmp_path, about(60), wire.ANALYSE)
+    lines = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["patients"] for line in lines] == [40, 43, 60]

@@ -75,7 +75,7 @@ def test_flower_config_is_the_default_study() -> None:
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.__setitem__(prefix + key, value)
 
     walk(config, "")
-    assert flat == Study().run_config() | {"study": "", "sites": ""}
+    assert flat == Study().run_config() | {"study": "", "plan": "", "sites": ""}
 
 
 def test_the_guide_lists_every_key_of_a_study() -> None:

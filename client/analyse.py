@@ -1,0 +1,240 @@
+"""What a site answers in a classical analysis: sums by cell of time over its own patients, one step a message.
+
+Nothing is kept between steps; every step reads the same patients by the same rules. Shapes: P covariates, S strata,
+G groups, T cells of time, R risk bins, B time bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from flwr.app import RecordDict
+from oncofed.client.data.outcomes import Outcomes, held_levels
+from oncofed.client.data.site import SiteFolder
+from oncofed.client.disclosure import merged_cells
+from oncofed.client.policy import Policy
+from oncofed.client.release import Answer, Door
+from oncofed.client.resident import Resident
+from oncofed.common import wire
+from oncofed.common.blocks import Sum, part
+from oncofed.common.classical.life_table import Cells, table_sums
+from oncofed.common.classical.risk_sets import exact_cells, grid_cells, leaving_sums
+from oncofed.common.classical.score_residuals import residual_sums
+from oncofed.common.errors import Refusal
+from oncofed.common.metrics import survival_sums
+from oncofed.common.plan import Plan
+
+
+@dataclass(frozen=True)
+class AnalysisSession:
+    """A validated request of a classical analysis at a site."""
+
+    ask: wire.Config
+    arrays: Sum
+    plan: Plan
+    site: SiteFolder
+    policy: Policy
+
+    @classmethod
+    def of(
+        cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
+    ) -> AnalysisSession:
+        """Read a request; raises `Refusal` on another protocol or a plan that is not valid here."""
+        ask = wire.read_config(content, "ask")
+        wire.check_protocol(ask, "the server")
+        try:
+            plan = Plan.from_json(str(ask["plan_json"]))
+        except (ValueError, KeyError) as error:
+            raise Refusal(f"site {site.name}: the plan in the message is not valid here: {error}") from None
+        return cls(ask, wire.read_arrays(content), plan, site, policy)
+
+    def admit(self, door: Door, kind: str) -> None:
+        """Refuse what the site's policy does not allow."""
+        door.admit_plan(kind, self.plan)
+
+    @property
+    def step(self) -> str:
+        return str(self.ask.get("step", ""))
+
+    @property
+    def stamp(self) -> wire.Config:
+        """What every answer repeats, so that the server can refuse an answer to another question."""
+        return {"analysis": self.plan.name, "step": self.step, "round": int(self.ask.get("round", 0))}  # type: ignore[arg-type]
+
+    # -- patients ------------------------------------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> dict[str, list[str]]:
+        """The agreed levels by column, from lines `column<TAB>level`."""
+        out: dict[str, list[str]] = {}
+        for line in self.ask.get("levels", []):  # type: ignore[union-attr]
+            column, _, level = str(line).partition("\t")
+            out.setdefault(column, []).append(level)
+        return out
+
+    @property
+    def numbers(self) -> int:
+        """Sums of one quantity that all steps of the analysis have in a cell: so many patients could be solved for."""
+        return 3 * self.plan.steps if self.plan.kind == "cox" else 2
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        least = 1 if self.plan.epsilon else self.policy.least(self.numbers)  # with noise no group is too small
+        return Outcomes.read(self.site, self.plan, self.levels, least, test=self.step == "scores")
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The agreed cells of time."""
+        return Cells.exact(self.arrays["times"]) if self.plan.times == "exact" else Cells.grid(self.plan.starts)
+
+    @cached_property
+    def place(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cell and event `[N]` of each patient: follow-up ends at the horizon, and no cell holds too few patients."""
+        o, end = self.outcomes, self.plan.end
+        event = np.where(o.time > end, 0.0, o.event)
+        if self.plan.times == "exact":
+            return exact_cells(np.minimum(o.time, end), event, self.cells.starts), event
+        cell = grid_cells(o.time, self.cells.starts)
+        if self.plan.epsilon:
+            return cell, event
+        alike = o.group * (o.stratum.max() + 1) + o.stratum
+        return merged_cells(cell, alike, self.policy.least(self.numbers)), event
+
+    @property
+    def coarse(self) -> wire.Config:
+        """What the coordinator is told of disclosure control here."""
+        o = self.outcomes
+        merging = self.plan.times == "grid" and not self.plan.epsilon and self.policy.min_cell > 1
+        return {"left_out": o.left_out, "merged": merging}
+
+    def count(self, name: str) -> int:
+        """How many combinations of levels `group` or `strata` has."""
+        columns = [g.column for g in self.plan.groupings]
+        mine = columns[: 1 if self.plan.group else 0] if name == "group" else columns[1 if self.plan.group else 0 :]
+        return int(np.prod([len(self.levels.get(c, [])) for c in mine], dtype=np.int64))
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """Covariates on the federation's scale `[N, P]`."""
+        return (self.outcomes.x_NP - self.arrays["mean"]) / self.arrays["sd"]
+
+    @property
+    def everybody(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.outcomes.patient.tolist()),)
+
+
+def analyse(session: AnalysisSession) -> Answer:
+    """The answer to a step."""
+    if session.step not in STEPS:
+        raise Refusal(f"site {session.site.name}: an analysis has no step {session.step!r}")
+    return STEPS[session.step](session)
+
+
+def _greeting(session: AnalysisSession) -> Answer:
+    """Levels of the plan's columns that enough patients have; nobody's data."""
+    return Answer({"levels": held_levels(session.site, session.plan, session.policy.least())})
+
+
+def _times(session: AnalysisSession) -> Answer:
+    """Exact times alone: the distinct times of the site's events `times [*]`. No sum: they leave as they are."""
+    o, plan = session.outcomes, session.plan
+    if plan.times != "exact":
+        raise Refusal(f"site {session.site.name}: event times leave in a plan with times = 'exact' only")
+    died = o.time[(o.event == 1) & (o.time <= plan.end)]
+    return Answer(session.coarse, {"times": np.unique(died)}, len(o), groups=session.everybody)
+
+
+def _moments(session: AnalysisSession) -> Answer:
+    """Number, sum and squares of each covariate `[P]`."""
+    x = session.scaled
+    total = {"n": np.full(x.shape[1], float(len(x))), "sum": x.sum(0), "squares": np.square(x).sum(0)}
+    return Answer(session.coarse, total, len(x), groups=session.everybody, numbers=session.numbers)
+
+
+def _cox(session: AnalysisSession) -> Answer:
+    """Newton terms at the coefficients of the message (common/classical/risk_sets.py)."""
+    o, (cell, event), strata = session.outcomes, session.place, session.count("strata")
+    total = leaving_sums(
+        session.scaled,
+        cell,
+        event,
+        o.stratum,
+        session.arrays["beta"],
+        strata,
+        len(session.cells),
+        session.plan.ties,
+    )
+    return Answer(session.coarse, total, len(o), _behind(session, total), session.numbers, session.everybody)
+
+
+def _residuals(session: AnalysisSession) -> Answer:
+    """Outer products of score residuals, for robust standard errors."""
+    o, (cell, event) = session.outcomes, session.place
+    terms = part("terms/", session.arrays)
+    total = residual_sums(session.scaled, cell, event, o.stratum, session.arrays["beta"], terms)
+    return Answer(session.coarse, total, len(o), groups=session.everybody, numbers=session.numbers)
+
+
+def _table(session: AnalysisSession) -> Answer:
+    """Patients, events and those who leave, by stratum, group and cell."""
+    o, (cell, event), plan = session.outcomes, session.place, session.plan
+    groups, strata = session.count("group"), session.count("strata")
+    sums = table_sums(cell, event, o.group, o.stratum, groups=groups, strata=strata, cells=len(session.cells))
+    if plan.epsilon:  # one cell a patient: events and censored side by side; all other numbers are made of them
+        table = np.stack([sums["leaving"] - sums["events"], sums["events"]])
+        return Answer(session.coarse, {"table": table}, len(o), counts={"table": 1}, epsilon=plan.epsilon)
+    names = [
+        frozenset(o.patient[(o.group == g) & (o.stratum == s)].tolist()) for g in range(groups) for s in range(strata)
+    ]
+    return Answer(
+        session.coarse,
+        sums,
+        len(o),
+        _behind(session, sums),
+        2,
+        (*session.everybody, *names),
+        dict.fromkeys(sums, 1),
+    )
+
+
+def _scores(session: AnalysisSession) -> Answer:
+    """A fit on patients who are only evaluated: one table of risk and time, and pairs within the site."""
+    o, a = session.outcomes, session.arrays
+    if session.policy.min_cell > 1:
+        raise Refusal(
+            f"site {session.site.name}: a table of risk and time has cells of single patients, its policy wants {session.policy.min_cell}"
+        )
+    from oncofed.common.evaluation.table import risk_time_table
+
+    risk, zero = session.scaled @ a["beta"], np.zeros(len(o), dtype=np.int64)
+    pairs = survival_sums(risk, o.time, o.event, np.zeros(len(o)), zero, 1)
+    table = risk_time_table(risk, o.time, o.event, zero, a["risk_edges"], a["time_edges"])
+    total = {"table": np.asarray(table, dtype=np.float64)} | {k: pairs[k] for k in ("concordant", "comparable")}
+    return Answer(session.coarse, total, len(o), groups=session.everybody)
+
+
+def _behind(session: AnalysisSession, total: Sum) -> dict[str, np.ndarray]:
+    """The patients who leave in the cell behind each number of a table by cell; exact times have no rule for cells."""
+    if session.plan.times == "exact":
+        return {}
+    leaving = total["leaving"]
+    out = {}
+    for name, value in total.items():
+        if value.shape[: leaving.ndim] == leaving.shape:
+            out[name] = leaving.reshape(*leaving.shape, *[1] * (value.ndim - leaving.ndim))
+    return out
+
+
+STEPS: dict[str, Callable[[AnalysisSession], Answer]] = {
+    "greeting": _greeting,
+    "times": _times,
+    "moments": _moments,
+    "cox": _cox,
+    "residuals": _residuals,
+    "table": _table,
+    "scores": _scores,
+}

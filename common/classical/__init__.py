@@ -1,0 +1,1 @@
+"""Classical survival statistics, exact, from sums that sites send."""

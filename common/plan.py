@@ -1,0 +1,181 @@
+"""Plan: the typed description of one classical analysis: Cox regression, survival curves, log-rank test.
+
+Every party holds the same text, as with a study: the server sends it with each message, a site holds it against its policy.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from oncofed.common.covariates import Covariate, input_names, parse_covariates
+from oncofed.common.section import Section, split_text
+from pydantic import Field, ValidationError, model_validator
+
+SITE, CANCER = "site", "cancer_type"
+"""Groupings that are no covariates: the hospital itself, and the cancer type of the clinical table."""
+
+LISTS = ("covariates", "strata", "where", "test", "horizons")
+
+GRID_END = 120.0
+"""Months at which follow-up ends on a grid, unless the plan says otherwise."""
+
+
+class Plan(Section):
+    """One analysis. A grouping is `site`, `cancer_type`, a column whose values are its levels, or `column=level|level`."""
+
+    kind: Literal["cox", "km", "logrank"] = Field(
+        "km",
+        description="Cox regression; survival curves (Kaplan-Meier, Nelson-Aalen) with a log-rank test of groups; the test alone",
+    )
+    name: str = Field("analysis", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the report")
+    covariates: tuple[str, ...] = Field(
+        (),
+        description='of cox: clinical columns, "age" is a number, "sex=female|male" has levels, the first is the reference',
+    )
+    group: str = Field("", description="of km and logrank: the grouping that is compared")
+    strata: tuple[str, ...] = Field((), description="groupings: a baseline hazard each in cox, a table each in logrank")
+    where: tuple[str, ...] = Field((), description='whose patients: "column=level|level", all of them must hold')
+    test: tuple[str, ...] = Field(
+        (), description="of cox: patients on whom the fit is evaluated, not fitted; as in where"
+    )
+    times: Literal["grid", "exact"] = Field(
+        "grid", description="grid: intervals of grid_months leave; exact: event times leave, and with them nearly rows"
+    )
+    grid_months: float = Field(3.0, gt=0, description="width of an interval of the agreed grid")
+    horizon_months: float = Field(
+        0.0,
+        ge=0,
+        description="follow-up ends here, later events do not count; 0: at 120 on a grid, never with exact times",
+    )
+    ties: Literal["efron", "breslow"] = Field("efron", description="how cox takes events at one time")
+    ridge: float = Field(0.0, ge=0, description="penalty of cox: loglik / patients - ridge / 2 * sum beta^2")
+    standardise: bool = Field(True, description="the penalty is on coefficients of standardised covariates")
+    steps: int = Field(
+        10,
+        ge=1,
+        le=50,
+        description="Newton steps of cox at most; a small cell of time needs more patients the more there are",
+    )
+    robust: bool = Field(False, description="sandwich standard errors beside the model's own")
+    transform: Literal["km", "rank", "log", "identity"] = Field(
+        "km", description="of time, against which the check of proportional hazards looks for a trend"
+    )
+    rho: float = Field(0.0, ge=0, description="of the log-rank test: weights S(t)^rho; 0: log-rank, 1: Peto and Peto")
+    horizons: tuple[float, ...] = Field((12.0, 36.0, 60.0), description="months at which a fit is evaluated")
+    epsilon: float = Field(0.0, ge=0, description="differential privacy of km and logrank: cost to a patient; 0: none")
+    min_sites: int = Field(2, ge=1, description="fewer good answers stop the analysis")
+    wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
+    timeout_s: float = Field(3600.0, gt=0, description="a site that has not answered by then is left out")
+    out: str = Field("analysis", description="folder for the report; the coordinator's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        return split_text(data, *LISTS)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        parse_covariates(self.covariates)
+        for text in (self.group, *self.strata):
+            if text:
+                Grouping.parse(text)
+        for text in (*self.where, *self.test):
+            if not Grouping.parse(text).levels:
+                raise ValueError(f"{text!r} chooses nobody; write column=level, or column=level|level")
+        if self.kind == "cox" and not self.covariates:
+            raise ValueError("a Cox regression needs covariates, such as 'age' or 'sex=female|male'")
+        if self.kind == "cox" and self.group:
+            raise ValueError("group is of km and logrank; in cox name it among covariates or strata")
+        if self.kind != "cox" and (self.covariates or self.test or self.robust):
+            raise ValueError(f"covariates, test and robust are of cox, not of {self.kind}")
+        if self.kind == "logrank" and not self.group:
+            raise ValueError("a log-rank test needs a group, such as 'sex' or 'arm=a|b'")
+        if self.epsilon and (self.kind == "cox" or self.times == "exact"):
+            raise ValueError(
+                "epsilon is for curves and log-rank tests on a grid: Newton terms of a Cox model with noise enough "
+                "for differential privacy say nothing (design: privacy, 1.2); set epsilon = 0"
+            )
+        columns = [Grouping.parse(g).column for g in (*([self.group] if self.group else []), *self.strata)]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"a column groups twice: {columns}")
+        return self
+
+    @property
+    def groupings(self) -> tuple[Grouping, ...]:
+        """Those of `group` and `strata`, the group first."""
+        return tuple(Grouping.parse(text) for text in ((self.group,) if self.group else ()) + self.strata)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns whose values a hospital must allow to be heard: those of groupings and of filters."""
+        named = [g.column for g in self.groupings if g.column != SITE]
+        named += [Grouping.parse(text).column for text in (*self.where, *self.test)]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the coefficients."""
+        return input_names(self.covariates)
+
+    @property
+    def end(self) -> float:
+        """Months at which follow-up ends; infinity without an end."""
+        return self.horizon_months or (GRID_END if self.times == "grid" else float("inf"))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Starts of the grid's intervals (start, next start] in months; the last one begins at the horizon and has no end."""
+        count = max(1, int(np.ceil(self.end / self.grid_months - 1e-9)))
+        return np.append(self.grid_months * np.arange(count), self.end)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Plan:
+        """From flat keys, with the first mistake as a `ValueError` that names it."""
+        try:
+            return cls.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            told = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{where}: {told} (got {first['input']!r})" if where else told) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `model_dump_json`."""
+        return cls.from_config(json.loads(text))
+
+    @classmethod
+    def read(cls, text: str) -> Plan:
+        """Of JSON, or of the TOML file that the text names."""
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text)
+        try:
+            return cls.from_config(tomllib.loads(Path(text).read_text()))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"plan = {text}: {error}") from None
+
+
+class Grouping(Section):
+    """Patients by the value of a clinical column; without levels, those that the sites hold."""
+
+    column: str
+    levels: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Grouping:
+        """Raises `ValueError` on a column that names the patient or her outcome, or on levels that are empty or repeated."""
+        column, sign, rest = (part.strip() for part in text.partition("="))
+        if column in (SITE, CANCER):
+            levels = tuple(level.strip() for level in rest.split("|")) if sign else ()
+        elif sign and "|" not in rest:
+            levels = (rest,)
+            Covariate.parse(f"{column}={rest}|\x00")
+        else:
+            levels = Covariate.parse(text).levels
+        if "" in levels or len(set(levels)) < len(levels):
+            raise ValueError(f"{text!r} needs different levels, as in 'sex=female|male'")
+        return cls(column=column, levels=levels)

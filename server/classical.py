@@ -1,0 +1,143 @@
+"""Classical survival analysis across hospitals: Cox regression, survival curves, log-rank tests, each exactly as on pooled data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+from oncofed.common import wire
+from oncofed.common.blocks import Sum, under
+from oncofed.common.classical.cox import fit_cox
+from oncofed.common.classical.life_table import Cells, curves, life_tables
+from oncofed.common.classical.log_rank import log_rank
+from oncofed.common.classical.proportional_hazards import check_proportional_hazards
+from oncofed.common.classical.risk_sets import leaving_shapes
+from oncofed.common.classical.score_residuals import residual_terms
+from oncofed.common.files import write_text
+from oncofed.common.plan import Plan
+from oncofed.server.aggregate import TooLarge
+from oncofed.server.questions import Questions, SiteLost, bits_for, check_greeting
+from oncofed.server.roster import Roster
+
+log = logging.getLogger("oncofed.server")
+
+EVENTS_EACH = 11
+"""Events behind a point of the picture of residuals, on a grid: one event's residual is a patient's covariates."""
+
+RESULT, REPORT = "analysis.json", "analysis.html"
+
+
+def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
+    """Run a plan over the sites; writes `analysis.json` and `analysis.html` below `plan.out`, and returns the result."""
+    begin = time.perf_counter()
+    roster = Roster(grid, plan.wait_sites_s, plan.timeout_s, wire.ANALYSE, check_greeting)
+    questions = Questions(plan, roster)
+    questions.begin()
+    while True:
+        try:
+            found = cox(questions) if plan.kind == "cox" else tables(questions)
+            break
+        except SiteLost as lost:
+            log.warning("%s; the analysis begins anew without it", lost)
+    result = {
+        "plan": plan.model_dump(mode="json", exclude={"out"}),
+        "package": wire.package_version(),
+        "sites": sorted(questions.members),
+        "left_out": roster.left_out,
+        "notes": notes(questions),
+        "questions": questions.asked,
+        "seconds": time.perf_counter() - begin,
+        "bytes_to_sites": roster.sent,
+        "bytes_from_sites": roster.received,
+        **found,
+    }
+    out = Path(plan.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RESULT, json.dumps(result, indent=1))
+    return result
+
+
+def cells_of(questions: Questions) -> tuple[Cells, Sum]:
+    """The agreed cells of time, and what of them travels with a question."""
+    if questions.plan.times == "grid":
+        return Cells.grid(questions.plan.starts), {}
+    times = questions.times()
+    return Cells.exact(times), {"times": times}
+
+
+def tables(questions: Questions) -> dict[str, Any]:
+    """Survival curves by group, and the log-rank test of groups."""
+    plan = questions.plan
+    cells, sent = cells_of(questions)
+    names = questions.names(plan.groupings[:1] if plan.group else ())
+    strata = questions.names(plan.groupings[1:] if plan.group else plan.groupings)
+    shape = len(strata), len(names), len(cells)
+    if plan.epsilon:
+        table = questions.add_up("table", sent, {"table": (2, *shape)})["table"]
+        total = {"events": table[1], "leaving": table.sum(0), "patients": table.sum((0, -1))}
+    else:
+        shapes = {"patients": shape[:2], "events": shape, "leaving": shape}
+        total = questions.add_up("table", sent, shapes)
+    shown = [name or "all patients" for name in names]
+    found: dict[str, Any] = {"curves": [], "logrank": None}
+    if plan.kind == "km":
+        found["curves"] = curves(life_tables(total, cells, shown))
+    if len(names) > 1:
+        found["logrank"] = log_rank(total, cells, shown, plan.rho).as_dict() | {"strata_names": strata}
+    return found
+
+
+def cox(questions: Questions) -> dict[str, Any]:
+    """Cox regression: scale of the covariates, Newton's steps, and where the plan asks robust errors and an evaluation."""
+    plan, strata = questions.plan, questions.names(questions.plan.groupings)
+    names, width = plan.inputs, len(plan.inputs)
+    cells, sent = cells_of(questions)
+    mean, sd, patients = questions.moments(width)
+    sent |= {"mean": mean, "sd": sd}
+    shapes, bits = leaving_shapes(width, len(strata), len(cells), plan.ties), bits_for(patients)
+
+    def ask(beta: np.ndarray) -> Sum:
+        try:
+            return questions.add_up("cox", sent | {"beta": beta}, shapes, bits)
+        except TooLarge:  # a step too far: told as such, so that a shorter one is tried
+            empty = {name: np.zeros(shape) for name, shape in shapes.items()}
+            return empty | {"beyond": np.ones(len(strata))}
+
+    penalty = np.full(width, plan.ridge) / (1.0 if plan.standardise else np.square(sd))
+    fit = fit_cox(ask, names, ties=plan.ties, penalty_P=penalty, max_steps=plan.steps)
+    if plan.robust:
+        terms = under("terms/", residual_terms(fit.total, plan.ties)) | {"beta": fit.beta_P}
+        outer = questions.add_up("residuals", sent | terms, {"outer": (width, width)}, bits)["outer"]
+        fit = fit.with_robust(outer)
+    fit = fit.on_scale(mean, sd)
+    exact = plan.times == "exact"
+    times = cells.starts if exact else np.minimum(cells.ends, plan.end)
+    checked = check_proportional_hazards(fit, times, plan.transform, 1 if exact else EVENTS_EACH)
+    found = {"cox": fit.as_dict(times, [name or "all patients" for name in strata], checked.as_dict())}
+    return found
+
+
+def notes(questions: Questions) -> list[str]:
+    """What a reader must know of the numbers."""
+    plan, out = questions.plan, []
+    if plan.times == "exact":
+        out.append(
+            "Exact event times left the hospitals: with them, and with the sums at each, single patients can be told apart."
+        )
+    if questions.left_out:
+        out.append(
+            f"Patients whom too few others are like were left out at {len(questions.left_out)} sites: {', '.join(sorted(questions.left_out))}."
+        )
+    if questions.merged:
+        out.append(
+            f"Neighbouring intervals of time were taken together where they held few patients, at {len(questions.merged)} sites: "
+            f"{', '.join(sorted(questions.merged))}. Times are coarser there than the grid."
+        )
+    if plan.epsilon:
+        out.append(f"Every site added noise to its counts: epsilon {plan.epsilon:g} a patient.")
+    return out

@@ -1,0 +1,155 @@
+"""Disclosure control: who may show, how fine time may be, what two tables may tell together, and what noise costs."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oncofed.client.disclosure import merged_cells, shown
+from oncofed.client.ledger import Ledger
+from oncofed.client.noise import geometric
+from oncofed.client.released import ReleasedGroups
+from oncofed.common.errors import Refusal
+
+NAMES = np.array([f"patient-{i}" for i in range(200)])
+
+
+def grouped(*sizes: int) -> np.ndarray:
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6), least=st.integers(1, 15), seed=st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_no_group_of_few_shows_and_those_left_out_are_never_few(sizes: list[int], least: int, seed: int) -> None:
+    group = np.random.default_rng(seed).permutation(grouped(*sizes))
+    other = np.random.default_rng(seed + 1).integers(0, 2, len(group))
+    keep = shown([group, other], NAMES[: len(group)] if len(group) <= 200 else np.arange(len(group)), least)
+    for values in (group, other):
+        counts = np.bincount(values[keep]) if keep.any() else np.zeros(1)
+        assert not ((counts > 0) & (counts < least)).any()
+    out = len(keep) - keep.sum()
+    assert out == 0 or out >= min(least, len(keep))
+
+
+def test_three_patients_of_a_cancer_take_others_with_them() -> None:
+    """Were only the three left out, the site's size would tell that they are three."""
+    group = grouped(40, 3)
+    keep = shown([group], NAMES[:43], 11)
+    assert not keep[40:].any()
+    assert 43 - keep.sum() == 11
+    # the same others, whoever else is asked about: no two tables differ by chance
+    assert (shown([group], NAMES[:43], 11) == keep).all()
+
+
+def test_a_site_of_few_shows_nobody() -> None:
+    assert not shown([np.zeros(10)], NAMES[:10], 11).any()
+    assert shown([np.zeros(10)], NAMES[:10], 1).all()
+
+
+@given(
+    cell=st.lists(st.integers(0, 30), min_size=0, max_size=120), least=st.integers(1, 15), seed=st.integers(0, 99)
+)
+@settings(max_examples=150, deadline=None)
+def test_merged_cells_hold_enough_and_keep_the_order(cell: list[int], least: int, seed: int) -> None:
+    cells = np.array(cell, dtype=np.int64)
+    group = np.random.default_rng(seed).integers(0, 2, len(cells))
+    out = merged_cells(cells, group, least)
+    for g in np.unique(group):
+        mine, before = out[group == g], cells[group == g]
+        counts = np.unique(mine, return_counts=True)[1]
+        assert (counts >= min(least, len(mine))).all()
+        order = np.argsort(before, kind="stable")
+        assert (np.diff(mine[order]) >= 0).all()
+        # each new cell is one that somebody of it was in
+        assert set(mine.tolist()) <= set(before.tolist())
+
+
+def test_no_rule_changes_nothing() -> None:
+    cells = np.array([3, 1, 2])
+    assert merged_cells(cells, np.zeros(3), 1) is cells
+
+
+def test_two_tables_that_differ_by_three_patients_are_not_both_released(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    everybody = frozenset(NAMES[:60].tolist())
+    memory.check([everybody], 11, "query.analyse")
+    memory.check([everybody], 11, "query.analyse")  # another step about the same patients
+    with pytest.raises(Refusal, match="site Mayo: .* fewer than the 11 that its policy wants") as refused:
+        memory.check([everybody - frozenset(NAMES[:3].tolist())], 11, "query.analyse")
+    assert "patient-" not in str(refused.value)
+    # neither is one that swaps a patient for another
+    with pytest.raises(Refusal):
+        memory.check([everybody - {NAMES[0]} | {NAMES[100]}], 11, "query.analyse")
+    memory.check([everybody - frozenset(NAMES[:11].tolist())], 11, "query.analyse")
+
+
+def test_groups_of_one_table_are_held_against_each_other(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    whole, part = frozenset(NAMES[:40].tolist()), frozenset(NAMES[:37].tolist())
+    with pytest.raises(Refusal):
+        memory.check([whole, part], 11, "query.analyse")
+    assert not list((tmp_path / "released").glob("*")) if (tmp_path / "released").exists() else True
+
+
+def test_a_refused_question_is_not_remembered(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    memory.check([frozenset(NAMES[:40].tolist())], 11, "a")
+    near = frozenset(NAMES[:38].tolist())
+    with pytest.raises(Refusal):
+        memory.check([near], 11, "b")
+    with pytest.raises(Refusal):
+        memory.check([near], 11, "b")
+
+
+def test_noise_is_unbiased_has_its_variance_and_goes_below_zero() -> None:
+    epsilon = 0.5
+    noisy = geometric(np.zeros((40, 1000)), epsilon, 1)
+    p = np.exp(-epsilon)
+    variance = 2 * p / (1 - p) ** 2
+    assert abs(noisy.mean()) < 5 * np.sqrt(variance / noisy.size)
+    assert noisy.var() == pytest.approx(variance, rel=0.08)
+    assert (noisy < 0).any()
+    assert np.array_equal(noisy, np.rint(noisy))
+
+
+def test_noise_scales_with_sensitivity() -> None:
+    assert geometric(np.zeros(20000), 1.0, 10).var() == pytest.approx(2 * np.exp(-0.1) / (1 - np.exp(-0.1)) ** 2, rel=0.1)
+
+
+def test_no_seed_gives_the_noise_again() -> None:
+    np.random.seed(0)
+    first = geometric(np.zeros(200), 0.1, 1)
+    np.random.seed(0)
+    assert not np.array_equal(first, geometric(np.zeros(200), 0.1, 1))
+
+
+def test_fractions_get_no_noise_of_whole_numbers() -> None:
+    with pytest.raises(ValueError, match="fractions"):
+        geometric(np.array([0.5]), 1.0, 1)
+
+
+def test_a_ledger_outlives_its_process_and_refuses_beyond_the_budget(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.jsonl", "Mayo", 2.0).charge("evaluate fold 0", 1.5)
+    again = Ledger(tmp_path / "ledger.jsonl", "Mayo", 2.0)
+    with pytest.raises(Refusal, match=r"epsilon 1, 1\.5 of the budget of 2 is spent"):
+        again.charge("evaluate fold 1", 1.0)
+    assert again.spent == 1.5
+    again.charge("evaluate fold 1", 0.5)
+    assert [json.loads(line)["epsilon"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [1.5, 0.5]
+
+
+def test_two_messages_at_once_do_not_both_take_the_last_of_the_budget(tmp_path: Path) -> None:
+    def charge(_: int) -> bool:
+        try:
+            Ledger(tmp_path / "ledger.jsonl", "Mayo", 3.0).charge("x", 1.0)
+        except Refusal:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(charge, range(16))) == 3
