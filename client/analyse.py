@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import RecordDict
 from oncofed.client.data.outcomes import Outcomes, held_levels
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.disclosure import merged_cells
+from oncofed.client.disclosure import spread_cells
 from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door
 from oncofed.client.resident import Resident
@@ -92,17 +92,18 @@ class AnalysisSession:
         return Cells.exact(self.arrays["times"]) if self.plan.times == "exact" else Cells.grid(self.plan.starts)
 
     @cached_property
-    def place(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cell and event `[N]` of each patient: follow-up ends at the horizon, and no cell holds too few patients."""
+    def place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cell and event `[N]` of each patient, and how many share her cell: follow-up ends at the horizon."""
         o, end = self.outcomes, self.plan.end
         event = np.where(o.time > end, 0.0, o.event)
         if self.plan.times == "exact":
-            return exact_cells(np.minimum(o.time, end), event, self.cells.starts), event
+            cell = exact_cells(np.minimum(o.time, end), event, self.cells.starts)
+            return cell, event, np.ones(len(cell), dtype=np.int64)
         cell = grid_cells(o.time, self.cells.starts)
-        if self.plan.epsilon:
-            return cell, event
-        alike = o.group * (o.stratum.max() + 1) + o.stratum
-        return merged_cells(cell, alike, self.policy.least(self.numbers)), event
+        alike = o.group * (o.stratum.max(initial=0) + 1) + o.stratum
+        least = 1 if self.plan.epsilon else self.policy.least(self.numbers)
+        cell, shared = spread_cells(cell, event, alike, o.patient, least)
+        return cell, event, shared
 
     @property
     def coarse(self) -> wire.Config:
@@ -157,7 +158,7 @@ def _moments(session: AnalysisSession) -> Answer:
 
 def _cox(session: AnalysisSession) -> Answer:
     """Newton terms at the coefficients of the message (common/classical/risk_sets.py)."""
-    o, (cell, event), strata = session.outcomes, session.place, session.count("strata")
+    o, (cell, event, _), strata = session.outcomes, session.place, session.count("strata")
     total = leaving_sums(
         session.scaled,
         cell,
@@ -173,7 +174,7 @@ def _cox(session: AnalysisSession) -> Answer:
 
 def _residuals(session: AnalysisSession) -> Answer:
     """Outer products of score residuals, for robust standard errors."""
-    o, (cell, event) = session.outcomes, session.place
+    o, (cell, event, _) = session.outcomes, session.place
     terms = part("terms/", session.arrays)
     total = residual_sums(session.scaled, cell, event, o.stratum, session.arrays["beta"], terms)
     return Answer(session.coarse, total, len(o), groups=session.everybody, numbers=session.numbers)
@@ -181,7 +182,7 @@ def _residuals(session: AnalysisSession) -> Answer:
 
 def _table(session: AnalysisSession) -> Answer:
     """Patients, events and those who leave, by stratum, group and cell."""
-    o, (cell, event), plan = session.outcomes, session.place, session.plan
+    o, (cell, event, _), plan = session.outcomes, session.place, session.plan
     groups, strata = session.count("group"), session.count("strata")
     sums = table_sums(cell, event, o.group, o.stratum, groups=groups, strata=strata, cells=len(session.cells))
     if plan.epsilon:  # one cell a patient: events and censored side by side; all other numbers are made of them
@@ -218,15 +219,19 @@ def _scores(session: AnalysisSession) -> Answer:
 
 
 def _behind(session: AnalysisSession, total: Sum) -> dict[str, np.ndarray]:
-    """The patients who leave in the cell behind each number of a table by cell; exact times have no rule for cells."""
+    """The patients behind each number of a table by cell of time: the fewest who share one; exact times have no rule for cells."""
     if session.plan.times == "exact":
         return {}
-    leaving = total["leaving"]
-    out = {}
-    for name, value in total.items():
-        if value.shape[: leaving.ndim] == leaving.shape:
-            out[name] = leaving.reshape(*leaving.shape, *[1] * (value.ndim - leaving.ndim))
-    return out
+    o, (cell, _, shared) = session.outcomes, session.place
+    shape = total["leaving"].shape
+    fewest = np.full(shape, len(o) + 1)
+    np.minimum.at(fewest, (o.stratum, o.group, cell) if len(shape) == 3 else (o.stratum, cell), shared)
+    fewest = np.where(fewest > len(o), 0, fewest)
+    return {
+        name: fewest.reshape(*shape, *[1] * (value.ndim - len(shape)))
+        for name, value in total.items()
+        if value.shape[: len(shape)] == shape
+    }
 
 
 STEPS: dict[str, Callable[[AnalysisSession], Answer]] = {

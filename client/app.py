@@ -19,6 +19,7 @@ from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door
 from oncofed.client.resident import Resident
 from oncofed.client.session import Session
+from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 
@@ -109,8 +110,8 @@ def train(session: Session) -> Answer:
 @app.evaluate()
 @handler(wire.EVALUATE)
 def evaluate(session: Session) -> Answer:
-    """Sums over the held-out fold: pairs or confusion, losses and routing by cancer type."""
-    return score.evaluate(session)
+    """Sums over the held-out fold: pairs or confusion, losses and routing by cancer type; or its table of risk and time."""
+    return tabulate(session) if session.ask.get("table") else score.evaluate(session)
 
 
 @app.query("explain")

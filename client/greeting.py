@@ -12,7 +12,7 @@ from oncofed.client.data.read import read_clinical, read_expression
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
-from oncofed.client.policy import Policy
+from oncofed.client.policy import DEFAULT, Policy
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -20,7 +20,7 @@ from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.study import Study
 
 
-def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = Policy()) -> wire.Config:
+def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = DEFAULT) -> wire.Config:
     """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
     clinical = read_clinical(site, outcome=study.task.kind == "survival", label=study.task.label, of=study.of)
     held = clinical["cancer_type"].dropna().astype(str).value_counts()

@@ -23,6 +23,9 @@ class Policy(BaseModel):
     )
     rounding: int = Field(1, ge=1, description="counts in tables leave as multiples of this; 1: as they are")
     exact_times: bool = Field(False, description="exact event times may leave, for analyses that ask for them")
+    own_model: bool = Field(
+        False, description="a model trained here alone may leave and be scored at other sites (analysis.cross_site)"
+    )
     epsilon_budget: float = Field(
         8.0, ge=0, description="what all evaluations and analyses with noise may cost a patient together"
     )
@@ -55,5 +58,6 @@ class Policy(BaseModel):
             ) from None
 
 
-OPEN = Policy(min_cell=1, exact_times=True)
+DEFAULT = Policy()
+OPEN = Policy(min_cell=1, exact_times=True, own_model=True)
 """Of a simulated site that says nothing else; training and statistics keep the bound of a real one."""

@@ -71,10 +71,17 @@ class Door:
     def admit(self, kind: str, study: Study) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
         self._admit(kind, study.task.label)
-        p, phases = self.policy, [study.steps(phase) for phase in study.phases]
+        p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
+        if alone and not p.own_model:
+            raise Refusal(
+                f"site {self.site}: analysis.cross_site sends a model trained here alone to all sites, its policy does not let it "
+                "(own_model)"
+            )
+        rounds = sum(t.rounds for t in phases) * (1 + ("local" in alone))
+        rounds += study.analysis.personal_rounds * ("personalised" in alone)
         for what, wanted, limit in (
-            ("rounds", sum(t.rounds for t in phases), p.max_rounds),
-            ("folds", study.splits.count, p.max_folds),
+            ("rounds", rounds, p.max_rounds),
+            ("folds", 1 if study.splits.held_out_sites else study.splits.folds, p.max_folds),
             ("local steps", max(t.local_steps for t in phases), p.max_local_steps),
         ):
             if wanted > limit:

@@ -33,6 +33,16 @@ def pair_counts(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> tuple[
     return float((score * pairs).sum()), float(pairs.sum())
 
 
+def pair_table(risk: np.ndarray, time: np.ndarray, event: np.ndarray, cancer: np.ndarray, cancers: int) -> np.ndarray:
+    """Comparable pairs within each cancer type `[3, C]`: concordant, discordant, tied in risk; whole numbers."""
+    out = np.zeros((3, cancers))
+    for c in np.unique(cancer):
+        rows = cancer == c
+        pairs, r = comparable_pairs(time[rows], event[rows]), risk[rows]
+        out[:, c] = [(pairs & t).sum() for t in (r[:, None] > r, r[:, None] < r, r[:, None] == r)]
+    return out
+
+
 def concordance_index(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
     """Harrell's C of `risk` (higher = earlier event); NaN without comparable pairs."""
     concordant, comparable = pair_counts(risk, time, event)

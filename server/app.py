@@ -24,9 +24,11 @@ from oncofed.common.sections import Panel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.classical import run_plan
+from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.roster import Roster
 
 app = ServerApp()
@@ -90,6 +92,10 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside).run(advance))
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
+    tables = load_tables(out, results["folds"])
+    if tables:
+        results["evaluation"] = summarise(study, cancers, tables)
+        write_text(out / "results.json", json.dumps(results, indent=1))
     if study.analysis.attributions or study.analysis.attention:
         results |= interpret(out, folds, sets)
         write_text(out / "results.json", json.dumps(results, indent=1))

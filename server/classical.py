@@ -22,6 +22,7 @@ from oncofed.common.files import write_text
 from oncofed.common.plan import Plan
 from oncofed.server.aggregate import TooLarge
 from oncofed.server.questions import Questions, SiteLost, bits_for, check_greeting
+from oncofed.server.report.analysis import render_analysis
 from oncofed.server.roster import Roster
 
 log = logging.getLogger("oncofed.server")
@@ -59,6 +60,7 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / RESULT, json.dumps(result, indent=1))
+    write_text(out / REPORT, render_analysis(result))
     return result
 
 

@@ -19,6 +19,7 @@ from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.server.checkpoint import save_arrays
 from oncofed.server.cross_site import CrossSite
+from oncofed.server.evaluation import gather_table, table_file
 from oncofed.server.explanation import Explanation
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.roster import Roster
@@ -43,7 +44,9 @@ class FoldRun:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
         inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
-        frame, baseline = gather_statistics(inquiry)  # also when resuming: it brings the panel to sites that came since
+        frame, baseline, events = gather_statistics(
+            inquiry
+        )  # also when resuming: it brings the panel to sites that came since
         result: dict[str, Any] = {"fold": self.fold}
         rounds, before = self._train(inquiry, frame, baseline, advance, self.out)
         result |= {"pretraining": {"curve": before.curve}} if before else {}
@@ -59,6 +62,10 @@ class FoldRun:
         asked = Explanation(inquiry, frame, strategy)
         explanation = asked.gather()
         self._save_model(strategy, frame, explanation)
+        if self.study.task.kind == "survival" and self.study.evaluation.tables and self.fold != ALL_PATIENTS:
+            table = gather_table(inquiry, frame, strategy.weights, explanation, events)
+            if table is not None:
+                table.save(table_file(self.out, self.fold))
         ablation = asked.ablate(explanation) if self.fold != ALL_PATIENTS else None
         result |= {"ablation": ablation} if ablation else {}
         result |= {

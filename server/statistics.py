@@ -33,8 +33,8 @@ class Frame:
         return {"grid": list(self.grid.starts)}
 
 
-def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
-    """Federated sums over training patients -> the frame, and the first log baselines `[C, K]`."""
+def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, np.ndarray]:
+    """Federated sums over training patients -> the frame, the first log baselines `[C, K]`, and events by month `[C, public]`."""
     study, cancers = inquiry.study, len(inquiry.cancers)
     widths = table_widths(study, inquiry.beside, len(inquiry.panel))
     count = cancers if study.scale_by_cancer else 1
@@ -61,7 +61,7 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray]:
     arrays = covariate_scale(total) | ({CLASSES: total[CLASSES]} if classification else {})
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
-    return Frame(arrays, grid), baseline.astype(np.float32)
+    return Frame(arrays, grid), baseline.astype(np.float32), total["events"]
 
 
 def _with_powers(

@@ -28,7 +28,14 @@ FLAT = 1e-9
 """Share of a covariate's own size below which its variation, alone or beside the others, is rounding."""
 
 RUNAWAY = 3
-"""Steps in a row that do not get shorter though the likelihood hardly gains: coefficients on their way to infinity."""
+"""Steps in a row, all within `QUIET`, that do not get shorter: coefficients on their way to infinity."""
+
+
+QUIET = 0.1
+"""In standard errors: nearer than that, steps of a maximum that exists have begun to shrink."""
+
+SHORTEST = 0.01
+"""Share of a step below which hazards that are still immense are the coefficients' own, not a bold step's."""
 
 
 class NoEvents(ValueError):
@@ -56,14 +63,15 @@ class _Point:
     sets: RiskSets
     loglik: float
     value: float
+    far: bool
 
     @classmethod
     def at(cls, beta_P: np.ndarray, total: Sum, ties: Ties, penalty_P: np.ndarray) -> _Point:
         sets = RiskSets.of(total, ties)
-        sound = all(all_finite(v) for v in total.values()) and not np.rint(total["beyond"]).any()
-        loglik = sets.log_likelihood(beta_P) if sound else -np.inf
+        far = bool(np.rint(total["beyond"]).any())
+        loglik = sets.log_likelihood(beta_P) if not far and all(all_finite(v) for v in total.values()) else -np.inf
         loglik = loglik if np.isfinite(loglik) else -np.inf
-        return cls(beta_P, total, sets, loglik, loglik - 0.5 * float(penalty_P @ beta_P**2))
+        return cls(beta_P, total, sets, loglik, loglik - 0.5 * float(penalty_P @ beta_P**2), far)
 
     def newton(self, penalty_P: np.ndarray) -> tuple[np.ndarray, float]:
         """Newton's step `[P]`, and its length in standard errors."""
@@ -112,7 +120,7 @@ def fit_cox(
         if length <= CLOSE or (length <= QUADRATIC and length > before / 10):
             break
         longest = np.abs(step_P).max() >= 0.5 * np.abs(before_P).max()
-        runaway = runaway + 1 if longest and iterations and length < 1 and length > 0.3 * before else 0
+        runaway = runaway + 1 if longest and iterations and length < QUIET and length > 0.3 * before else 0
         if runaway == RUNAWAY:
             raise _runaway(here.beta_P, step_P, names)
         before, before_P, share = length, step_P, 1.0
@@ -124,16 +132,18 @@ def fit_cox(
             if there.value >= here.value - SLACK * (1 + abs(here.value)):
                 break
             share /= 2
+            if there.far and share < SHORTEST:
+                raise _runaway(here.beta_P, step_P, names)
         here, iterations = there, iterations + 1
 
     information_PP = here.sets.information()
     variance_PP = np.linalg.inv(information_PP + np.diag(whole_P))
-    effective_P = np.diag(variance_PP @ information_PP) if ridge_P.any() else np.ones(len(names))
+    df = float(np.trace(variance_PP @ information_PP)) if ridge_P.any() else float(len(names))
     return CoxFit(
         names=names,
         beta_P=here.beta_P,
         variance_PP=(variance_PP + variance_PP.T) / 2,
-        effective_P=effective_P,
+        df=df,
         loglik=here.loglik,
         loglik_null=null.loglik,
         score=None if ridge_P.any() else ChiSquare(score**2, float(len(names))),
@@ -196,7 +206,8 @@ def _runaway(beta_P: np.ndarray, step_P: np.ndarray, names: tuple[str, ...]) -> 
     moving = [name for name, s in zip(names, share_P, strict=True) if s > 0.1 * share_P.max()]
     return MonotoneLikelihood(
         f"coefficients of {moving} grow without end (now {[round(float(beta_P[names.index(n)]), 2) for n in moving]}): "
-        "some combination of them orders the events perfectly; leave them out, join rare categories, or set a penalty"
+        "some combination of them orders the events perfectly, or a few values lie immensely far out; leave them out, "
+        "join rare categories, take logarithms, or set a penalty"
     )
 
 

@@ -40,7 +40,7 @@ class ChiSquare:
 class CoxFit:
     """The maximum of the (penalised) log partial likelihood, and the sites' total at it.
 
-    `variance_PP` is the inverse of the (penalised) information, `effective_P` the degrees of freedom of each coefficient (1
+    `variance_PP` is the inverse of the (penalised) information, `df` the degrees of freedom of all coefficients (their number
     without a penalty; Gray 1992). `robust_PP` is the sandwich where `with_robust` was called, and then z, p and the
     intervals are of it, as in R. `precision`: distance from the exact maximum in standard errors, as the last gradient tells.
     """
@@ -48,7 +48,7 @@ class CoxFit:
     names: tuple[str, ...]
     beta_P: np.ndarray
     variance_PP: np.ndarray
-    effective_P: np.ndarray
+    df: float
     loglik: float
     loglik_null: float
     score: ChiSquare | None
@@ -115,13 +115,13 @@ class CoxFit:
     @property
     def likelihood_ratio(self) -> ChiSquare:
         """Twice the gain in log-likelihood over no covariates."""
-        return ChiSquare(2.0 * (self.loglik - self.loglik_null), float(self.effective_P.sum()))
+        return ChiSquare(2.0 * (self.loglik - self.loglik_null), self.df)
 
     @property
     def wald(self) -> ChiSquare:
         """Of the robust variance where there is one."""
         variance = self.variance_PP if self.robust_PP is None else self.robust_PP
-        return ChiSquare(float(self.beta_P @ np.linalg.solve(variance, self.beta_P)), float(self.effective_P.sum()))
+        return ChiSquare(float(self.beta_P @ np.linalg.solve(variance, self.beta_P)), self.df)
 
     # -- hazards and survival ------------------------------------------------------------------------------------------
 

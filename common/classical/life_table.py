@@ -159,7 +159,7 @@ def kaplan_meier(table: LifeTable, level: float = LEVEL, interval: Interval = "l
     value = np.clip(np.cumprod(1.0 - hazard), 0.0, 1.0)
     if (np.diff(value) > 0).any():
         value = isotonic_regression(value, increasing=False).x
-    variance = np.maximum(np.cumsum(_greenwood(table)[:n]), 0.0)
+    variance = _growing(_greenwood(table)[:n])
     lower, upper = _interval(value, np.sqrt(variance), level, interval)
     return Survival(table.cells.ends[:n], value, variance, lower, upper)
 
@@ -171,7 +171,7 @@ def nelson_aalen(table: LifeTable, level: float = LEVEL) -> Survival:
     value = np.maximum(np.cumsum(table.hazard[:n]), 0.0)
     if (np.diff(value) < 0).any():
         value = isotonic_regression(value).x
-    variance = np.maximum(np.cumsum(np.divide(table.hazard[:n], e, out=np.zeros(n), where=e > 0)), 0.0)
+    variance = _growing(np.divide(table.hazard[:n], e, out=np.zeros(n), where=e > 0))
     spread = norm.isf((1 - level) / 2) * np.sqrt(variance)
     factor = np.exp(np.minimum(np.divide(spread, value, out=np.zeros(n), where=value > 0), 700.0))  # or it overflows
     return Survival(table.cells.ends[:n], value, variance, value / factor, value * factor)
@@ -279,6 +279,11 @@ def _greenwood(table: LifeTable) -> np.ndarray:
     e, h = exposed(table.leaving, table.events, table.cells.even), table.hazard
     whole = np.where(h >= 1.0, np.inf, 0.0)
     return np.divide(h, e * (1.0 - h), out=whole, where=(e > 0) & (h < 1.0))
+
+
+def _growing(parts: np.ndarray) -> np.ndarray:
+    """Running sums `[T]` that never fall: noise can make a part of a variance negative, but one knows no more with time."""
+    return np.maximum.accumulate(np.maximum(np.cumsum(parts), 0.0))
 
 
 def _interval(s: np.ndarray, se: np.ndarray, level: float, kind: Interval) -> tuple[np.ndarray, np.ndarray]:

@@ -112,7 +112,8 @@ def leaving_sums(
             ]  # one pair at a time: all of them at once would be Q numbers a patient
             sums.append(np.stack(pairs, -1))
         sums[0] = sums[0][:, 0]
-        return [value.reshape(strata, cells, *value.shape[1:]) for value in sums]
+        # of nobody numpy counts in integers
+        return [value.reshape(strata, cells, *value.shape[1:]).astype(np.float64) for value in sums]
 
     hazard_N = np.exp(np.clip(eta_N, -FARTHEST, FARTHEST))
     total: Sum = {f"left/{i}": value for i, value in enumerate(by_cell(stays_N, hazard_N, 3))}
@@ -122,7 +123,7 @@ def leaving_sums(
     (total["leaving"],) = by_cell(stays_N, ones_N, 1)
     total["events"], total["event_x"] = by_cell(dead_N, ones_N, 2)
     total["patients"] = np.bincount(stratum_N, minlength=strata).astype(np.float64)
-    total["beyond"] = np.bincount(stratum_N, np.abs(eta_N) > FARTHEST, strata)
+    total["beyond"] = np.bincount(stratum_N, np.abs(eta_N) > FARTHEST, strata).astype(np.float64)
     return total
 
 

@@ -42,11 +42,13 @@ def risk_bins(risk_counts: np.ndarray, bins: int = 32) -> tuple[np.ndarray, np.n
 
 
 def time_bins(events: np.ndarray, bins: int = 32, horizons: Sequence[float] = (12.0, 24.0, 36.0, 60.0)) -> np.ndarray:
-    """Edges `[bins - 1]` in months: the horizons, and between them quantiles of the training events.
+    """Edges `[bins - 1]` in months: the horizons, and between them quantiles that follow training events and time alike.
 
-    `events` `[C, len(PUBLIC_EDGES)]` are the training events on `PUBLIC_EDGES`. Each stretch between horizons gets edges
-    in proportion to its events, at equal shares of them, so no bin is a sliver beside a horizon. The last bin, after
-    `edges[-1]`, is open. Negative counts, which noise makes, count as none.
+    `events` `[C, len(PUBLIC_EDGES)]` are the training events on `PUBLIC_EDGES`. Half of the weight lies on them, half evenly on
+    time up to the end of the last one: by events alone all bins would be early, where noise in a count weighs most and
+    the integral over time is coarse. Each stretch between horizons gets edges in proportion to its weight, at equal
+    shares, so no bin is a sliver beside a horizon. The last edge is where the training events end, because pairs in the
+    open bin after it are the worst known. Negative counts, which noise makes, count as none.
     """
     events = np.asarray(events, dtype=np.float64)
     if events.shape[-1] != len(PUBLIC_EDGES):
@@ -58,11 +60,21 @@ def time_bins(events: np.ndarray, bins: int = 32, horizons: Sequence[float] = (1
     if free < 0:
         raise ValueError(f"{bins} time bins cannot hold {len(cuts)} horizons; ask for {len(cuts) + 1} bins or more")
     counts = np.maximum(events.reshape(-1, len(PUBLIC_EDGES)).sum(0), 0.0)
-    counts = counts if counts.any() else np.diff(_TIME_BOUNDS)
+    width = np.diff(_TIME_BOUNDS)
+    if counts.any():
+        counts = counts / counts.sum()
+        seen = np.where(np.cumsum(counts[::-1])[::-1] > 0, width, 0.0)
+        counts = (counts + seen / seen.sum()) / 2
+    else:
+        counts = width
     before = _share_below(counts, _TIME_BOUNDS, np.concatenate([[0.0], cuts, _TIME_BOUNDS[-1:]]))
+    share = _proportional(np.diff(before), free)
     edges = [cuts]
-    for low, high, n in zip(before[:-1], before[1:], _proportional(np.diff(before), free), strict=True):
+    for low, high, n in zip(before[:-2], before[1:-1], share[:-1], strict=True):
         edges.append(_quantiles(counts, _TIME_BOUNDS, low + (high - low) * np.arange(1, n + 1) / (n + 1)))
+    if share[-1]:
+        inner = before[-2] + (1.0 - before[-2]) * np.arange(1, share[-1]) / share[-1]
+        edges += [_quantiles(counts, _TIME_BOUNDS, inner), _TIME_BOUNDS[np.flatnonzero(counts)[-1:] + 1]]
     return np.sort(np.concatenate(edges))
 
 
@@ -72,7 +84,7 @@ def _quantiles(counts: np.ndarray, bounds: np.ndarray, share: np.ndarray) -> np.
     wanted = share * cumulative[-1]
     ends = []
     for side in ("left", "right"):
-        i = np.clip(np.searchsorted(cumulative, wanted, side=side), 1, len(counts))  # type: ignore[call-overload]
+        i = np.clip(np.searchsorted(cumulative, wanted, side=side), 1, len(counts))
         within = (wanted - cumulative[i - 1]) / counts[i - 1]
         ends.append(bounds[i - 1] + within * (bounds[i] - bounds[i - 1]))
     return (ends[0] + ends[1]) / 2

@@ -58,7 +58,7 @@ class RiskTimeTable:
         shapes = (self.risk_edges.shape, self.time_edges.shape, self.mean_risk.shape)
         if two != 2 or shapes != ((C, R - 1), (T - 1,), (C, R)):
             raise ValueError(
-                f"counts {self.counts.shape} want risk edges {(C, R - 1)}, time edges {(T - 1,)}, mean risk {(C, R)}; got {shapes}"
+                f"counts {self.counts.shape} want risk edges {(C, R - 1)}, time edges {(T - 1,)} and mean risk {(C, R)}; got {shapes}"
             )
         if (np.diff(self.risk_edges) <= 0).any() or (np.diff(self.time_edges) <= 0).any():
             raise ValueError("risk edges and time edges must increase strictly; make them with evaluation.edges")
@@ -82,7 +82,9 @@ class RiskTimeTable:
         found = np.flatnonzero(np.isclose(self.time_edges, horizon))
         if not found.size:
             known = ", ".join(f"{t:g}" for t in self.time_edges)
-            raise ValueError(f"horizon {horizon:g} months is not an edge of the time bins ({known}); name it as a horizon before evaluation")
+            raise ValueError(
+                f"horizon {horizon:g} months is not an edge of the time bins ({known}); name it as a horizon before evaluation"
+            )
         return int(found[0]) + 1
 
     @property
@@ -90,12 +92,25 @@ class RiskTimeTable:
         """Patients `[..., C]`."""
         return self.counts.sum((-3, -2, -1))
 
-    @property
-    def events(self) -> np.ndarray:
-        """Events `[..., C, T]`."""
-        return self.counts[..., 1, :, :].sum(-2)
 
-    @property
-    def leaving(self) -> np.ndarray:
-        """Patients `[..., C, T]` censored in each time bin."""
-        return self.counts[..., 0, :, :].sum(-2)
+def in_rows(values: np.ndarray, axis: int) -> np.ndarray:
+    """Merge the axis of cancer types, `axis` from the end, into the risk bins: `[..., C, 2, R, T]` -> `[..., 2, C * R, T]`.
+
+    With `axis=-4` for counts and `axis=-3` for values `[..., C, R, T]`: all cancer types together, each risk bin of
+    each a row of its own. The rows are in no order of risk; `concordance.by_score` puts them in order.
+    """
+    moved = np.moveaxis(values, axis, -3)
+    return moved.reshape(*moved.shape[:-3], -1, moved.shape[-1])
+
+
+def events_and_leaving(counts: np.ndarray, owner: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Events, and all who leave with an event or without, `[..., G, T]` each, of groups of whole risk bins.
+
+    `counts` `[..., 2, R, T]`; `owner` `[R]` says to which group 0 to G - 1 a risk bin belongs. Without `owner`,
+    everybody is in one group and both are `[..., T]`. They are what `classical.life_table` takes.
+    """
+    if owner is None:
+        events, leaving = counts[..., 1, :, :].sum(-2), counts.sum((-3, -2))
+        return events, leaving
+    groups = np.eye(int(owner.max()) + 1)[owner].T  # [G, R]
+    return groups @ counts[..., 1, :, :], groups @ counts.sum(-3)

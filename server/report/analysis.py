@@ -54,6 +54,7 @@ def render_analysis(result: dict[str, Any]) -> str:
         check=check,
         curves=drawn,
         logrank=logrank,
+        penalty=plan.get("ridge", _penalty((cox or {}).get("penalty"))),
         tests=[(TESTS.get(name, name), test) for name, test in (cox or {}).get("tests", {}).items()],
         evaluation=list(evaluation_rows(result.get("evaluation") or {})),
         years=YEARS,
@@ -93,6 +94,11 @@ def evaluation_rows(found: Mapping[str, Any], before: str = "") -> Iterator[tupl
             yield from evaluation_rows(value, f"{name}, ")
         elif value is not None:
             yield name, _score(value) if isinstance(value, Mapping) else _plain(value)
+
+
+def _penalty(penalty: float | Sequence[float] | None) -> float:
+    """The one number of a ridge penalty, the same for each coefficient, or the largest of several."""
+    return max(penalty, default=0.0) if isinstance(penalty, Sequence) else penalty or 0.0
 
 
 def _score(score: Mapping[str, Any]) -> str:

@@ -73,16 +73,12 @@ def every_model(table: Mapping[str, Any]) -> str:
     axes[-1].set_xticks(range(len(sites)), [f"{s} ({n:.0f})" for s, n in zip(sites, pairs, strict=True)], rotation=90)
     axes[-1].set_xlabel(f"held-out patients of ({'pairs' if c_index else 'patients'})")
     label = "C-index within site and cancer" if c_index else "accuracy"
-    bar = figure.colorbar(
-        image,
-        ax=axes,
-        shrink=min(1.0, 4 / len(kinds) + 0.4),
-        label=label,
-        aspect=25,
-        extend="both" if c_index else "neither",
-    )
+    lowest = float(np.nanmin(shown, initial=0.45)) - 0.02
+    beyond = ("both" if lowest < (norm.vmin or 0.0) else "max") if c_index else "neither"
+    shrink = min(1.0, 4 / len(kinds) + 0.4)
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, label=label, aspect=25, extend=beyond)
     if c_index:  # of the colours below chance, those that are seen
-        bar.ax.set_ylim(max(norm.vmin or 0.0, float(np.nanmin(shown, initial=0.45)) - 0.02))
+        bar.ax.set_ylim(max(norm.vmin or 0.0, lowest))
     return svg(figure)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from oncofed.server.report.look import BLUE, RED, STYLE, p_text, plain, svg
+from oncofed.server.report.look import BLUE, RED, STYLE, label, p_text, svg
 
 GROUPS = (BLUE, RED, "#d98a29", "#2e8b6f", "#7a5195", "#5aa9e6", "#6b8e23", "#7f5539", "#d46aa6", "#3f3f46")
 """A colour a group; of more than ten groups some share one, and differ by their dashes."""
@@ -45,9 +45,9 @@ def survival_curves(curves: Sequence[Mapping[str, Any]], p: float | None = None,
             if count is not None:
                 table.text(m, -i, f"{count:.0f}", ha="center", va="center", color=_colour(i), fontsize=8)
     table.set_ylim(0.5 - len(curves), 0.5)
-    table.set_yticks([-i for i in range(len(curves))], [plain(c["name"], LONGEST) for c in curves], fontsize=8)
-    for i, label in enumerate(table.get_yticklabels()):
-        label.set_color(_colour(i))
+    table.set_yticks([-i for i in range(len(curves))], [label(c["name"], LONGEST) for c in curves], fontsize=8)
+    for i, name in enumerate(table.get_yticklabels()):
+        name.set_color(_colour(i))
     table.grid(False)
     table.tick_params(length=0, labelbottom=False, pad=14)
     for side in ("left", "bottom"):
@@ -102,13 +102,14 @@ def _draw(axis: Axes, curves: Sequence[Mapping[str, Any]], key: str, start: floa
     last = 0.0
     for i, c in enumerate(curves):
         time, value = _from_start(c, key, start)
-        label = f"{plain(c['name'], LONGEST)} ({max(0.0, c['patients']):.0f})"
+        name = f"{label(c['name'], LONGEST)} ({max(0.0, c['patients']):.0f})"
         joined = "default" if c.get("even") else "steps-post"
-        axis.plot(time, value, drawstyle=joined, color=_colour(i), linestyle=_dashes(i), linewidth=1.5, label=label)
+        axis.plot(time, value, drawstyle=joined, **line_style(i), linewidth=1.5, label=name)
         if len(curves) <= BANDS:
             low, high = (_from_start(c, limit, start)[1] for limit in band)
-            step = None if c.get("even") else "post"
-            axis.fill_between(time, low, high, step=step, color=_colour(i), alpha=0.15, linewidth=0)
+            axis.fill_between(
+                time, low, high, step=None if c.get("even") else "post", color=_colour(i), alpha=0.15, linewidth=0
+            )
         last = max(last, float(time[-1]))
     last = last or 1.0
     step = next((s for s in STEPS if last / s <= 9), STEPS[-1] * max(1, int(last / STEPS[-1] / 9)))
@@ -125,9 +126,10 @@ def _from_start(curve: Mapping[str, Any], key: str, start: float) -> tuple[np.nd
     return np.concatenate([first, time]), np.concatenate([[start] * len(first), value])
 
 
+def line_style(i: int) -> dict[str, Any]:
+    """How the line of group `i` looks."""
+    return {"color": _colour(i), "linestyle": ("-", "--", ":")[i // len(GROUPS) % 3]}
+
+
 def _colour(i: int) -> str:
     return GROUPS[i % len(GROUPS)]
-
-
-def _dashes(i: int) -> str:
-    return ("-", "--", ":")[i // len(GROUPS) % 3]

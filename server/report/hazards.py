@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from oncofed.server.report.curves import GROUPS
-from oncofed.server.report.look import BLUE, RED, STYLE, p_text, plain, svg
+from oncofed.server.report.curves import line_style
+from oncofed.server.report.look import BLUE, RED, STYLE, label, p_text, svg
 
 WIDEST = 50.0
 """Hazard ratios beyond this factor lie outside the picture: an arrow points to them."""
@@ -43,15 +43,14 @@ def forest(cox: Mapping[str, Any]) -> str:
     axis.set_xscale("log")
     axis.set_xlim(left / 1.08, right * 1.08)
     for i, p in enumerate(cox["p"]):
-        if not np.isfinite(ratio[i]):
-            continue
-        colour = RED if ratio[i] > 1 else BLUE
-        ends = [v if np.isfinite(v) else beyond for v, beyond in ((low[i], 0.0), (high[i], np.inf))]
-        axis.plot(np.clip(ends, left, right), [-i, -i], color=colour, linewidth=1.6)
-        for end, limit, mark in ((ends[0], left, "<"), (ends[1], right, ">")):
-            if end < left or end > right:
-                axis.plot(limit, -i, mark, color=colour, markersize=4)
-        axis.plot(np.clip(ratio[i], left, right), -i, "s", color=colour, markersize=4.5)
+        if np.isfinite(ratio[i]):
+            colour = RED if ratio[i] > 1 else BLUE
+            ends = [v if np.isfinite(v) else beyond for v, beyond in ((low[i], 0.0), (high[i], np.inf))]
+            axis.plot(np.clip(ends, left, right), [-i, -i], color=colour, linewidth=1.6)
+            for end, limit, mark in ((ends[0], left, "<"), (ends[1], right, ">")):
+                if end < left or end > right:
+                    axis.plot(limit, -i, mark, color=colour, markersize=4)
+            axis.plot(np.clip(ratio[i], left, right), -i, "s", color=colour, markersize=4.5)
         words = f"{number(ratio[i])} [{number(low[i])}, {number(high[i])}]"
         axis.annotate(words, (1.0, -i), (8, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8)
         axis.annotate(
@@ -69,11 +68,11 @@ def forest(cox: Mapping[str, Any]) -> str:
     axis.axvline(1.0, color="#777777", linewidth=0.8)
     marks = [m for m in NICE if left / 1.08 <= m <= right * 1.08]
     if len(marks) > 7:
-        marks = [m for m in marks if m not in (0.7, 1.5, 0.02, 0.2, 20.0)]
+        marks = [m for m in marks if m in (0.02, 0.1, 0.5, 1.0, 2.0, 10.0, 50.0)]
     axis.xaxis.set_major_locator(FixedLocator(marks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set_yticks([-i for i in range(len(names))], [plain(name, LONGEST) for name in names])
+    axis.set_yticks([-i for i in range(len(names))], [label(name, LONGEST) for name in names])
     axis.set_ylim(0.6 - len(names), 0.6)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("hazard ratio")
@@ -100,7 +99,7 @@ def residuals(check: Mapping[str, Any], coefficients: Sequence[float | None]) ->
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     marks = np.unique(np.linspace(0, len(time) - 1, 5).round().astype(int))
     for axis, j in zip(axes, sorted(chosen), strict=False):
-        axis.set_title(f"{plain(rows[j]['name'], 24)}, {p_text(rows[j]['p'], name=True)}", loc="left", fontsize=8)
+        axis.set_title(f"{label(rows[j]['name'], 24)}, {p_text(rows[j]['p'], name=True)}", loc="left", fontsize=8)
         axis.set_xticks(place[marks], [f"{time[m]:.3g}" for m in marks], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         known = np.isfinite(scaled[:, j])
@@ -123,27 +122,22 @@ def residuals(check: Mapping[str, Any], coefficients: Sequence[float | None]) ->
 
 
 @STYLE
-def baselines(strata: Sequence[Mapping[str, Any]]) -> str:
-    """Cumulative baseline hazards, a line a stratum."""
-    figure = Figure(figsize=(6.5 if len(strata) < 5 else 8.0, 3.0), layout="constrained")
+def baselines(points: Sequence[Mapping[str, Any]]) -> str:
+    """Cumulative baseline hazards, a line a stratum, of points with `stratum`, `time` and `cumulative_hazard`."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        if point["time"] is not None and point["cumulative_hazard"] is not None:
+            lines.setdefault(str(point["stratum"]), [(0.0, 0.0)]).append((point["time"], point["cumulative_hazard"]))
+    figure = Figure(figsize=(6.5 if len(lines) < 5 else 8.0, 3.0), layout="constrained")
     axis = figure.subplots()
-    for i, s in enumerate(strata):
-        time, value = [0.0, *s["time"]], [0.0, *s["cumulative_hazard"]]
-        dashes = ("-", "--", ":")[i // len(GROUPS) % 3]
-        axis.step(
-            time,
-            value,
-            where="post",
-            color=GROUPS[i % len(GROUPS)],
-            linestyle=dashes,
-            label=plain(str(s["stratum"]), LONGEST),
-        )
+    for i, (name, line) in enumerate(lines.items()):
+        axis.step(*zip(*sorted(line), strict=True), where="post", **line_style(i), label=label(name, LONGEST))
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("months")
     axis.set_ylabel("baseline cumulative hazard")
-    if len(strata) > 1:
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(strata) > 4 else {"loc": "best"}
+    if len(lines) > 1:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(lines) > 4 else {"loc": "best"}
         axis.legend(frameon=False, fontsize=8, **beside)
     return svg(figure)
 

@@ -70,7 +70,7 @@ def p_text(p: float | None, name: bool = False) -> str:
     return f"p = {said}" if name else said
 
 
-def plain(text: str, longest: int = 200) -> str:
+def label(text: str, longest: int = 200) -> str:
     """A name as matplotlib writes it: a dollar is a dollar, and what is too long lacks its middle, as names differ at their ends."""
     half = longest // 2
     short = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"

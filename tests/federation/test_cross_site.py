@@ -21,7 +21,11 @@ from oncofed.server.cross_site import matrix, summed
 
 Make = Callable[..., Study]
 SITES = ["Aachen", "Bergen", "Coimbra", "Dublin"]
-BOTH = {"analysis__cross_site": ["local", "personalised"], "analysis__personal_rounds": 1}
+BOTH = {
+    "analysis__cross_site": ["local", "personalised"],
+    "analysis__personal_rounds": 1,
+    "evaluation__tables": False,
+}
 COSTS = ("seconds", "seconds_in_local_steps")
 
 
@@ -76,9 +80,10 @@ def test_nothing_of_the_fold_changes(
 
 
 def test_only_the_site_itself_trains_its_models(federation: Any, small_study: Make) -> None:
-    federation.run(small_study(**BOTH, training__evaluate_every=0, training__rounds=3))
+    federation.run(small_study(**BOTH, training__evaluate_every=1, training__rounds=3))
     asked = [(kind, round_, site) for kind, _, round_, site in federation.asked if kind in (wire.TRAIN, wire.EVALUATE)]
-    own = asked[3 * 4 + 4 + 4 :]  # three rounds, the fold's evaluation, and the matrix's of the federated model
+    # three rounds, two scores between them, the fold's evaluation, and the matrix's of the federated model
+    own = asked[(3 + 2 + 1 + 1) * 4 :]
     expected = []
     for rounds in (3, 1):
         for site in SITES:
@@ -129,7 +134,7 @@ def test_pretraining_of_a_local_model_is_the_sites_own(federation: Any, small_st
 
 def test_a_site_that_refuses_leaves_a_gap_with_its_reason(federation: Any, small_study: Make, tmp_path: Path) -> None:
     other = federation.copy(tmp_path / "sites")
-    (other.sites / "bergen" / "policy.toml").write_text("min_patients = 100\n")
+    (other.sites / "bergen" / "policy.toml").write_text("min_patients = 100\nmin_cell = 1\nown_model = true\n")
     results = other.run(small_study(**BOTH))
     crossed = part(results)
     assert [(crossed["models"][g["model"]]["kind"], g["site"]) for g in crossed["gaps"]] == [

@@ -241,7 +241,7 @@ def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> Non
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
     )
-    (folders[0] / "policy.toml").write_text("min_patients = 100\n")
+    (folders[0] / "policy.toml").write_text("min_patients = 100\nmin_cell = 1\n")
     (folders[1] / "policy.toml").write_text("max_rounds = 1\n")
     results = run(small_study(), tmp_path / "sites")
     reasons = {x["site"]: x["reason"] for x in results["left_out"]}
@@ -258,7 +258,16 @@ def test_everything_that_leaves_is_in_the_release_log(tmp_path: Path, small_stud
     )
     results = run(small_study(training__evaluate_every=0), tmp_path / "sites")
     lines = [json.loads(line) for line in (folders[0] / ".oncofed" / "release-log.jsonl").read_text().splitlines()]
-    asked = ["query.hello", "query.statistics", "query.statistics", "train", "train", "evaluate", "query.explain"]
+    asked = [
+        "query.hello",
+        "query.statistics",
+        "query.statistics",
+        "train",
+        "train",
+        "evaluate",
+        "query.explain",
+        "evaluate",
+    ]
     assert [line["kind"] for line in lines] == asked
     sent = sum(
         json.loads(line)["bytes"]

@@ -292,7 +292,7 @@ def test_a_modality_of_too_few_patients_is_not_trained(
 
     def listen(door: Door, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         if door.site == "Bergen" and answer.total is not None and kind in (wire.TRAIN, wire.STATISTICS):
-            sent.append(door._withhold(answer) or {})
+            sent.append(door._withhold(kind, answer) or {})
         return release(door, kind, stamp, answer)
 
     monkeypatch.setattr(Door, "release", listen)

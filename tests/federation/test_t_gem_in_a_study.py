@@ -95,7 +95,7 @@ def test_classes_of_few_patients_stay_at_the_hospital(tmp_path: Path, consortium
     """A site's policy of more patients than it attributes of any class: nothing of its classes leaves, the rest is answered."""
     sites = copy_sites(tmp_path, consortium)
     for folder in list_sites(sites):
-        (folder / "policy.toml").write_text("min_patients = 16\n")
+        (folder / "policy.toml").write_text("min_patients = 16\nmin_cell = 1\n")
     simulate(study(runtime__out=str(tmp_path / "out"), training__rounds=1), sites)
     e = SavedModel.read(tmp_path / "out" / "model-fold-0.safetensors").explanation
     for name in ("attribution/sum", "attribution/patients", "attention/entropy", "network/edges", "network/patients"):

@@ -199,11 +199,17 @@ def test_noisy_counts_give_a_survival_curve(seed: int, scale: float, grid: bool)
     data = (rng.exponential(10, 80), rng.integers(0, 2, 80), rng.integers(0, 3, 80), np.zeros(80, int))
     cells = Cells.grid([0.0, 2.0, 5.0, 9.0, 20.0]) if grid else exact(data)
     noisy = {key: value + rng.laplace(0, scale, value.shape) for key, value in sums_of(data, cells).items()}
-    for told in curves(life_tables(noisy, cells, ["a", "b", "c"])):
+    tables = life_tables(noisy, cells, ["a", "b", "c"])
+    for table in tables:
+        for estimate in (kaplan_meier(table), nelson_aalen(table)):
+            known = estimate.variance[np.isfinite(estimate.variance)]  # infinite once survival is 0
+            assert (np.diff(known, prepend=0.0) >= 0).all()
+    for told in curves(tables):
         json.dumps(told, allow_nan=False)
         survival = np.array(told["survival"])
         assert ((survival >= 0) & (survival <= 1)).all()
         assert (np.diff(survival) <= 1e-12).all()
+        assert (np.diff(told["cumulative_hazard"]) >= -1e-12).all()
         assert (np.array(told["na_lower"]) <= told["na_upper"]).all()
     json.dumps(log_rank(noisy, cells, ["a", "b", "c"]).as_dict(), allow_nan=False)
 

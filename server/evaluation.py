@@ -1,0 +1,97 @@
+"""What a fold's held-out patients say of its model: one table of risk and time that the sites' tables add up to.
+
+Shapes: C cancer types, R risk bins, T time bins. Edges and predictions rest on training patients alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from oncofed.common import wire
+from oncofed.common.blocks import Sum, part, under
+from oncofed.common.evaluation.edges import risk_bins, time_bins
+from oncofed.common.evaluation.scores import predicted_survival
+from oncofed.common.survival import TimeGrid
+from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
+from oncofed.server.checkpoint import load_arrays, save_arrays
+from oncofed.server.inquiry import Inquiry
+from oncofed.server.statistics import Frame
+
+log = logging.getLogger("oncofed.server")
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """One fold's table `counts [C, 2, R, T]` and pairs within sites `pairs [3, C]` (concordant, discordant, tied in risk).
+
+    `survival [C, R, T - 1]` is what the model predicts for a patient of each risk bin at the time edges. `sites` has each
+    site's own `table` and `pairs`.
+    """
+
+    counts: np.ndarray
+    pairs: np.ndarray
+    time_edges: np.ndarray
+    mean_risk: np.ndarray
+    survival: np.ndarray
+    sites: dict[str, Sum]
+
+    def save(self, file: Path) -> None:
+        """Write it for a report that is drawn later."""
+        arrays = {k: getattr(self, k) for k in ("counts", "pairs", "time_edges", "mean_risk", "survival")}
+        for i, sums in enumerate(self.sites.values()):
+            arrays |= under(f"site-{i}/", sums)
+        save_arrays(file, arrays, {"sites": list(self.sites)})
+
+    @classmethod
+    def load(cls, file: Path) -> FoldTable:
+        arrays, about = load_arrays(file)
+        sites = {site: part(f"site-{i}/", arrays) for i, site in enumerate(about["sites"])}
+        return cls(**{k: v for k, v in arrays.items() if "/" not in k}, sites=sites)  # type: ignore[arg-type]
+
+
+def table_file(out: Path, fold: int) -> Path:
+    """Where a fold's table lies."""
+    return out / "evaluation" / f"fold-{fold}.safetensors"
+
+
+def gather_table(
+    inquiry: Inquiry, frame: Frame, weights: Sum, explanation: Sum, events: np.ndarray
+) -> FoldTable | None:
+    """Ask the sites for the table of a finished model; None where nobody lets it out, with the reasons in the log.
+
+    `explanation` has the training patients' risks and the baselines that fit them, `events` their events by month.
+    """
+    wanted = inquiry.study.evaluation
+    if "risk_counts" not in explanation:
+        return None
+    risk_edges, mean_risk = risk_bins(explanation["risk_counts"], wanted.risk_bins)
+    time_edges = time_bins(events, wanted.time_bins, wanted.horizons)
+    asked = {"evaluation/risk_edges": risk_edges, "evaluation/time_edges": time_edges}
+    c = len(inquiry.cancers)
+    shapes = {"table": (c, 2, wanted.risk_bins, len(time_edges) + 1), "pairs": (3, c)}
+    total, sites = Accumulator(shapes, STATISTICS_BITS), {}
+    arrays = frame.arrays | under("weights/", weights) | asked
+    for answer in inquiry.ask(wire.EVALUATE, frame.config | {"table": True}, arrays):
+        try:
+            total.add(answer.arrays, answer.site)
+            sites[answer.site] = {k: np.array(v) for k, v in answer.arrays.items()}
+        except ValueError as error:
+            inquiry.roster.leave_out(answer.site, wire.EVALUATE, 0, str(error))
+    if not sites:
+        log.warning("fold %d: no site lets a table of risk and time out; there is no pooled evaluation", inquiry.fold)
+        return None
+    sums = total.total()
+    survival = predicted_survival(mean_risk, explanation["log_baseline"], TimeGrid(frame.grid.starts), time_edges)
+    return FoldTable(
+        sums["table"], sums["pairs"], time_edges, mean_risk, survival, {site: sites[site] for site in sorted(sites)}
+    )
+
+
+def load_tables(out: Path, folds: list[dict[str, Any]]) -> list[FoldTable]:
+    """The tables of those folds that have one."""
+    files = [table_file(out, f["fold"]) for f in folds if f["fold"] >= 0]
+    return [FoldTable.load(file) for file in files if file.exists()]

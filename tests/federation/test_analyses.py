@@ -1,0 +1,202 @@
+"""Classical analyses over hospitals, message by message: equal to pooled, and closed where a policy says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines import CoxPHFitter, KaplanMeierFitter
+from lifelines.statistics import logrank_test, multivariate_logrank_test
+from oncofed.common.plan import Plan
+from oncofed.deploy.analyse import analyse
+from oncofed.server.roster import NotEnoughSites
+from toy_outcomes import analyse_at_hospitals, deal, rossi
+
+COVARIATES = ("fin", "age", "race", "wexp", "mar", "paro", "prio")
+TIGHT = {"precision": 1e-14}
+
+
+def owners(n: int, sites: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, sites, n)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return rossi()
+
+
+@pytest.mark.parametrize("sites", [1, 3, 20])
+def test_cox_over_any_number_of_sites_is_the_pooled_one(table: pd.DataFrame, sites: int, tmp_path: Path) -> None:
+    owner = owners(len(table), sites, sites)
+    owner[table["event"] == 1] %= max(1, sites - 1)  # a site without any event
+    root = deal(table, owner, tmp_path / "sites")
+    plan = Plan(kind="cox", covariates=COVARIATES, times="exact", min_sites=1, out=str(tmp_path / "out"))
+    found = analyse(plan, root)["cox"]
+    pooled = CoxPHFitter().fit(table[["time", "event", *COVARIATES]], "time", "event", fit_options=TIGHT)
+    np.testing.assert_allclose(found["coef"], pooled.params_, rtol=1e-9)
+    np.testing.assert_allclose(found["loglik"], pooled.log_likelihood_, rtol=1e-11)
+    np.testing.assert_allclose(found["se"], pooled.standard_errors_, rtol=1e-7)
+    assert (found["patients"], found["events"]) == (432, 114)
+
+
+def test_twenty_sites_and_one_agree_to_ten_digits(table: pd.DataFrame, tmp_path: Path) -> None:
+    """What fixed-point sums and another split cost: nothing that anybody sees."""
+    plan = Plan(kind="cox", covariates=COVARIATES, times="exact", robust=True, min_sites=1, out=str(tmp_path / "out"))
+    one, many = (analyse(plan, deal(table, owners(len(table), n), tmp_path / f"sites-{n}"))["cox"] for n in (1, 20))
+    for key in ("coef", "se", "robust_se", "loglik"):
+        np.testing.assert_allclose(many[key], one[key], rtol=1e-10, err_msg=key)
+
+
+def test_strata_by_site_are_fits_of_each_sites_own_risk_sets(table: pd.DataFrame, tmp_path: Path) -> None:
+    owner = owners(len(table), 4)
+    root = deal(table, owner, tmp_path / "sites")
+    plan = Plan(kind="cox", covariates=("fin", "age"), strata=("site",), times="exact", out=str(tmp_path / "out"))
+    found = analyse(plan, root)["cox"]
+    frame = table[["time", "event", "fin", "age"]].assign(site=owner)
+    pooled = CoxPHFitter(strata=["site"]).fit(frame, "time", "event", fit_options=TIGHT)
+    np.testing.assert_allclose(found["coef"], pooled.params_, rtol=1e-9)
+    assert {row["stratum"] for row in found["baseline"]} == {f"Site {i}" for i in range(4)}
+
+
+def test_curves_and_log_rank_are_the_pooled_ones(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 7), tmp_path / "sites")
+    result = analyse(Plan(kind="km", group="fin", times="exact", out=str(tmp_path / "out")), root)
+    for value, curve in enumerate(result["curves"]):
+        rows = table[table["fin"] == value]
+        km = KaplanMeierFitter().fit(rows["time"], rows["event"])
+        wanted = km.survival_function_at_times(curve["time"]).to_numpy()
+        np.testing.assert_allclose(curve["survival"], wanted, atol=1e-12)
+        assert curve["patients"] == len(rows)
+    a, b = (table[table["fin"] == v] for v in (0, 1))
+    test = logrank_test(a["time"], b["time"], a["event"], b["event"])
+    assert result["logrank"]["chi2"] == pytest.approx(test.test_statistic, rel=1e-12)
+    assert (tmp_path / "out" / "analysis.html").exists()
+
+
+def test_levels_of_different_spelling_are_one_and_a_filter_chooses(table: pd.DataFrame, tmp_path: Path) -> None:
+    owner = owners(len(table), 2)
+    text = np.where(table["wexp"] == 1, np.where(owner == 0, "Yes", "YES"), "no")
+    root = deal(table.assign(work=text, old=np.where(table["age"] > 25, "old", "young")), owner, tmp_path / "sites")
+    plan = Plan(kind="logrank", group="work", where=("old=old",), times="exact", out=str(tmp_path / "out"))
+    found = analyse(plan, root)["logrank"]
+    rows = table[table["age"] > 25]
+    test = multivariate_logrank_test(rows["time"], rows["wexp"], rows["event"])
+    assert found["groups"] == ["no", "Yes"]
+    assert found["chi2"] == pytest.approx(test.test_statistic, rel=1e-12)
+
+
+def test_a_site_that_fails_is_left_out_of_all_steps(table: pd.DataFrame, tmp_path: Path) -> None:
+    """Its first steps would else be in the scale of the covariates, and not in the fit."""
+    owner = owners(len(table), 3)
+    root = deal(table, owner, tmp_path / "sites")
+    bad = pd.read_csv(root / "site-2" / "clinical.csv").drop(columns="age")
+    bad.to_csv(root / "site-2" / "clinical.csv", index=False)
+    plan = Plan(kind="cox", covariates=("fin", "age"), times="exact", out=str(tmp_path / "out"))
+    result = analyse(plan, root)
+    rows = table[owner < 2]
+    pooled = CoxPHFitter().fit(rows[["time", "event", "fin", "age"]], "time", "event", fit_options=TIGHT)
+    np.testing.assert_allclose(result["cox"]["coef"], pooled.params_, rtol=1e-9)
+    assert result["sites"] == ["Site 0", "Site 1"]
+    assert "Site 2" in {x["site"] for x in result["left_out"]}
+
+
+# -- behind policies -------------------------------------------------------------------------------------------------------
+
+
+def test_hospitals_do_not_let_exact_times_out_unless_they_say_so(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    plan = Plan(kind="km", times="exact", out=str(tmp_path / "out"))
+    with pytest.raises(NotEnoughSites, match=r"lets event times leave, its policy does not \(exact_times\)"):
+        analyse_at_hospitals(plan, root, tmp_path / "work")
+    for folder in root.iterdir():
+        (folder / "policy.toml").write_text("exact_times = true\n")
+    result = analyse_at_hospitals(plan, root, tmp_path / "work")
+    km = KaplanMeierFitter().fit(table["time"], table["event"])
+    curve = result["curves"][0]
+    np.testing.assert_allclose(curve["survival"], km.survival_function_at_times(curve["time"]), atol=1e-12)
+
+
+def test_a_column_that_the_hospital_did_not_name_is_not_grouped_by(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    plan = Plan(kind="km", group="fin", out=str(tmp_path / "out"))
+    with pytest.raises(NotEnoughSites, match="'fin' be classes"):
+        analyse_at_hospitals(plan, root, tmp_path / "work")
+
+
+def test_curves_behind_policies_are_coarser_and_hardly_off(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 4), tmp_path / "sites", 'labels = ["fin"]\n')
+    plan = Plan(kind="km", group="fin", grid_months=2, horizon_months=48, out=str(tmp_path / "out"))
+    result = analyse_at_hospitals(plan, root, tmp_path / "work")
+    assert "taken together" in " ".join(result["notes"])
+    for value, curve in enumerate(result["curves"]):
+        rows = table[table["fin"] == value]
+        wanted = KaplanMeierFitter().fit(rows["time"], rows["event"]).survival_function_at_times(curve["time"])
+        off = np.abs(np.array(curve["survival"]) - wanted.to_numpy())
+        assert off.mean() < 0.025
+        assert off.max() < 0.08
+
+
+def released_cells(work: Path, site: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (work / site / "release-log.jsonl").read_text().splitlines()]
+
+
+def test_three_patients_of_a_cancer_cannot_be_had_from_any_two_answers(table: pd.DataFrame, tmp_path: Path) -> None:
+    """Ask for all, for each cancer type, for all but the rare one: nothing that differs by the three is ever answered."""
+    rare = table.assign(cancer_type=np.where(np.arange(len(table)) % 140 == 0, "UVM", "BRCA"))
+    owner = np.where(rare["cancer_type"] == "UVM", 0, owners(len(table), 2))
+    assert (rare["cancer_type"] == "UVM").sum() == 4
+    rare.loc[rare.index[rare["cancer_type"] == "UVM"][3], "cancer_type"] = "BRCA"
+    root = deal(rare, owner, tmp_path / "sites")
+    mine = rare[owner == 0]
+    few = set(mine.loc[mine["cancer_type"] == "UVM", "patient"])
+    assert len(few) == 3
+    answered = []
+    asked = [
+        {},
+        {"where": ("cancer_type=BRCA",)},
+        {"where": ("cancer_type=UVM",)},
+        {"group": "cancer_type"},
+        {"group": "cancer_type=BRCA|UVM"},
+        {"strata": ("cancer_type=BRCA|UVM",)},
+    ]
+    for extra in asked:
+        plan = Plan(kind="km", min_sites=1, grid_months=4, horizon_months=52, out=str(tmp_path / "out"), **extra)
+        try:
+            result = analyse_at_hospitals(plan, root, tmp_path / "work")
+        except (NotEnoughSites, ValueError):
+            continue
+        if "Site 0" in result["sites"]:
+            answered.append(result)
+    assert answered  # the site does answer something
+    remembered = [frozenset(f.read_text().splitlines()) for f in (tmp_path / "work" / "site-0" / "released").iterdir()]
+    for group in remembered:
+        assert len(group) >= 11
+        assert not (len(group & few) > 0 and len(group) < 14)
+        for other in remembered:
+            assert group == other or len(group ^ other) >= 11
+
+
+def test_a_patient_who_comes_between_two_analyses_is_not_their_difference(table: pd.DataFrame, tmp_path: Path) -> None:
+    owner = owners(len(table), 2)
+    keep = np.ones(len(table), dtype=bool)
+    keep[np.flatnonzero(owner == 0)[0]] = False
+    root = deal(table[keep], owner[keep], tmp_path / "sites")
+    plan = Plan(kind="km", min_sites=1, grid_months=4, horizon_months=52, out=str(tmp_path / "out"))
+    assert analyse_at_hospitals(plan, root, tmp_path / "work")["sites"] == ["Site 0", "Site 1"]
+    table[owner == 0].to_csv(root / "site-0" / "clinical.csv", index=False)
+    again = analyse_at_hospitals(plan, root, tmp_path / "work")
+    assert again["sites"] == ["Site 1"]
+    assert "differ from those of an earlier table by fewer than the 11" in again["left_out"][0]["reason"]
+
+
+def test_noise_replaces_the_smallest_cell_and_empties_the_budget(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites", 'labels = ["fin"]\nepsilon_budget = 2.5\n')
+    plan = Plan(kind="km", group="fin", epsilon=1.0, grid_months=13, horizon_months=52, out=str(tmp_path / "out"))
+    first, second = (analyse_at_hospitals(plan, root, tmp_path / "work") for _ in range(2))
+    assert first["curves"][0]["survival"] != second["curves"][0]["survival"]
+    assert max(abs(c["patients"] - (table["fin"] == v).sum()) for v, c in enumerate(first["curves"])) < 60
+    with pytest.raises(NotEnoughSites, match=r"2 of the budget of 2\.5 is spent"):
+        analyse_at_hospitals(plan, root, tmp_path / "work")
