@@ -25,8 +25,10 @@ from oncofed.common.classical.life_table import Cells, table_sums
 from oncofed.common.classical.risk_sets import exact_cells, grid_cells, leaving_sums
 from oncofed.common.classical.score_residuals import residual_sums
 from oncofed.common.errors import Refusal
+from oncofed.common.evaluation.table import risk_time_table
 from oncofed.common.metrics import survival_sums
 from oncofed.common.plan import Plan
+from oncofed.common.survival import RISK_EDGES
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class AnalysisSession:
     @cached_property
     def outcomes(self) -> Outcomes:
         least = 1 if self.plan.epsilon else self.policy.least(self.numbers)  # with noise no group is too small
-        return Outcomes.read(self.site, self.plan, self.levels, least, test=self.step == "scores")
+        return Outcomes.read(self.site, self.plan, self.levels, least, test=self.step in ("pairs", "scores"))
 
     @cached_property
     def cells(self) -> Cells:
@@ -122,6 +124,11 @@ class AnalysisSession:
     def scaled(self) -> np.ndarray:
         """Covariates on the federation's scale `[N, P]`."""
         return (self.outcomes.x_NP - self.arrays["mean"]) / self.arrays["sd"]
+
+    @property
+    def risk(self) -> np.ndarray:
+        """Log hazards `[N]` by the coefficients of the message."""
+        return self.scaled @ self.arrays["beta"]
 
     @property
     def everybody(self) -> tuple[frozenset[str], ...]:
@@ -202,20 +209,32 @@ def _table(session: AnalysisSession) -> Answer:
     )
 
 
-def _scores(session: AnalysisSession) -> Answer:
-    """A fit on patients who are only evaluated: one table of risk and time, and pairs within the site."""
-    o, a = session.outcomes, session.arrays
-    if session.policy.min_cell > 1:
-        raise Refusal(
-            f"site {session.site.name}: a table of risk and time has cells of single patients, its policy wants {session.policy.min_cell}"
-        )
-    from oncofed.common.evaluation.table import risk_time_table
+def _risks(session: AnalysisSession) -> Answer:
+    """How log hazards lie among the fitted patients: `risk_counts [1, len(RISK_EDGES) + 1]`."""
+    counts = np.bincount(np.searchsorted(RISK_EDGES, session.risk), minlength=len(RISK_EDGES) + 1)
+    total = {"risk_counts": counts[None].astype(np.float64)}
+    return Answer(session.coarse, total, len(session.outcomes), groups=session.everybody)
 
-    risk, zero = session.scaled @ a["beta"], np.zeros(len(o), dtype=np.int64)
-    pairs = survival_sums(risk, o.time, o.event, np.zeros(len(o)), zero, 1)
-    table = risk_time_table(risk, o.time, o.event, zero, a["risk_edges"], a["time_edges"])
-    total = {"table": np.asarray(table, dtype=np.float64)} | {k: pairs[k] for k in ("concordant", "comparable")}
+
+def _pairs(session: AnalysisSession) -> Answer:
+    """A fit on patients who are only evaluated: concordant and comparable pairs within the site `[1]`."""
+    o = session.outcomes
+    zero = np.zeros(len(o), dtype=np.int64)
+    pairs = survival_sums(session.risk, o.time, o.event, np.zeros(len(o)), zero, 1)
+    total = {k: pairs[k] for k in ("patients", "events", "concordant", "comparable")}
     return Answer(session.coarse, total, len(o), groups=session.everybody)
+
+
+def _scores(session: AnalysisSession) -> Answer:
+    """The same patients as one table of risk and time `[1, 2, R, T]`: its cells hold single patients."""
+    o, a, least = session.outcomes, session.arrays, session.policy.min_cell
+    if least > 1:
+        raise Refusal(
+            f"site {session.site.name}: a table of risk and time has cells of single patients, its policy wants {least} (min_cell)"
+        )
+    zero = np.zeros(len(o), dtype=np.int64)
+    table = risk_time_table(session.risk, o.time, o.event, zero, a["risk_edges"], a["time_edges"])
+    return Answer(session.coarse, {"table": table}, len(o), groups=session.everybody)
 
 
 def _behind(session: AnalysisSession, total: Sum) -> dict[str, np.ndarray]:
@@ -241,5 +260,7 @@ STEPS: dict[str, Callable[[AnalysisSession], Answer]] = {
     "cox": _cox,
     "residuals": _residuals,
     "table": _table,
+    "risks": _risks,
+    "pairs": _pairs,
     "scores": _scores,
 }

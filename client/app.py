@@ -73,7 +73,9 @@ def handler(
                 session.admit(door, kind)
                 return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
             except Refusal as error:
-                log.warning("%s: refused '%s': %s", name, kind, error)
+                # of a simulated site the server's own log says it, in the same window
+                level = logging.INFO if door is not None and door.simulated else logging.WARNING
+                log.log(level, "%s: refused '%s': %s", name, kind, error)
                 reason = str(error)
             except Exception as error:
                 log.error("%s: '%s' failed:\n%s", name, kind, traceback.format_exc())

@@ -111,9 +111,8 @@ class Door:
         patients, config = answer.patients, stamp | answer.config
         wanted = self.policy.min_cell if kind in TABLES else self.policy.min_patients
         if answer.epsilon:
-            total, wanted = self._noisy(kind, answer), 0
-        else:
-            total = self._withhold(kind, answer)
+            wanted = 0
+        total = self._noisy(kind, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(
                 f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants"

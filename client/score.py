@@ -29,6 +29,8 @@ CURVE_MONTHS = (12.0, 36.0, 60.0)
 
 def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
+    if session.ask.get("final"):
+        write_predictions(session, scored_model(session))  # the hospital's own, whatever it lets show
     cohort = counted(session)
     if ORDER in session.arrays and not session.ask.get("validation"):
         return _ablate(session, cohort)
@@ -48,7 +50,6 @@ def evaluate(session: Session) -> Answer:
                     rows.append(objective.sums(without, objective.losses(model, without, batch), batch, cancers))
                 for key in ("loss", objective.hits):
                     total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
-            write_predictions(session, model)
     return Answer({}, total, len(cohort), groups=groups_of(cohort) if session.ask.get("final") else ())
 
 
@@ -104,6 +105,7 @@ def _diagonal(value: np.ndarray) -> np.ndarray:
     return np.diag(value) if value.ndim == 2 else value
 
 
+@torch.no_grad()
 def write_predictions(session: Session, model: Predictor) -> None:
     """Scores of the site's own patients, in a file that stays at the site."""
     c = session.cohort

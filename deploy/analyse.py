@@ -21,7 +21,10 @@ def analyse(plan: Plan, sites: Path, engine: Engine = "local") -> dict[str, Any]
     folders = list_sites(sites)
     check_names(folders)
     out = Path(plan.out).resolve()
-    config = {"plan": plan.model_copy(update={"out": str(out)}).model_dump_json(), "sites": str(sites.resolve())}
+    config: dict[str, bool | int | float | str] = {
+        "plan": plan.model_copy(update={"out": str(out)}).model_dump_json(),
+        "sites": str(sites.resolve()),
+    }
     if engine == "ray":
         run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
     elif engine == "superlink":

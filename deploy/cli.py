@@ -140,7 +140,7 @@ def simulate_command(
     compare: Annotated[
         str,
         typer.Option(
-            help="comma-separated: pooled,local,ridge,fedavg; in classification logistic for ridge, and linear; of several modalities "
+            help="comma-separated: pooled,local,ridge,cox,fedavg; in classification logistic for ridge, and linear; of several modalities "
             "also rna,pathology,late,concat,unmodulated"
         ),
     ] = "",

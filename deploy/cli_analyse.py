@@ -147,12 +147,29 @@ def analyse_logrank(
     )
 
 
+@analyse_cli.command("run")
+def analyse_run(
+    sites: Sites,
+    plan: Annotated[Path, typer.Argument(help="TOML file of a plan: the keys of the other commands, and kind")],
+    target: Target = Path("analysis"),
+    engine: Engine = "local",
+) -> None:
+    """Run the analysis that a plan file describes; the same file runs in a real federation (`flwr run`, key plan)."""
+    from oncofed.common.plan import Plan
+
+    _analyse(sites, engine, Plan.read(str(plan)).model_copy(update={"out": str(target)}))
+
+
 def _run(sites: Path, engine: Literal["local", "ray", "superlink"], **keys: Any) -> None:
     from oncofed.common.plan import Plan
+
+    _analyse(sites, engine, Plan.from_config(keys))
+
+
+def _analyse(sites: Path, engine: Literal["local", "ray", "superlink"], plan: Any) -> None:
     from oncofed.deploy.analyse import analyse
     from oncofed.deploy.present_analysis import print_analysis
     from oncofed.server.classical import REPORT
 
-    plan = Plan.from_config(keys)
     print_analysis(analyse(plan, sites, engine), out)
     out.print(escape(f"report: {Path(plan.out) / REPORT}"))

@@ -1,4 +1,4 @@
-"""The `oncofed data` commands: site folders from pooled tables, from public TCGA files, or from nothing."""
+"""The `oncofed data` commands: site folders from pooled tables, from public TCGA files, from a benchmark, or from nothing."""
 
 from __future__ import annotations
 
@@ -88,6 +88,25 @@ def data_xena(
         escape(
             f"{len(done.folders)} sites in {target}: {done.patients} patients of {done.cancers} cancer types, of each the first "
             f"primary sample in the order of barcodes; {done.kind} as {done.unit}"
+        )
+    )
+
+
+@data_cli.command("flamby")
+def data_flamby(
+    source: Annotated[
+        Path, typer.Argument(help="folder with brca.csv and train_test_split.csv of FLamby's Fed-TCGA-BRCA")
+    ],
+    target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
+) -> None:
+    """Turn FLamby's Fed-TCGA-BRCA into its six clients, with the published split and a plan of its Cox regression."""
+    from oncofed.deploy.flamby import PLAN, write_flamby_sites
+
+    folders, covariates = write_flamby_sites(source, target)
+    out.print(
+        escape(
+            f"{len(folders)} sites in {target}, {len(covariates)} covariates, split=train|test as published; "
+            f"its Cox regression: oncofed analyse run {target} {target / PLAN}"
         )
     )
 

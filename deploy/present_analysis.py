@@ -43,7 +43,7 @@ def print_cox(cox: dict[str, Any], out: Console) -> None:
     joint = cox.get("tests", {}).get("likelihood_ratio")
     said = f"{cox['patients']:.0f} patients, {cox['events']:.0f} events"
     if joint and joint["chi2"] is not None:
-        said += f"; likelihood ratio {joint['chi2']:.2f} on {joint['df']}, {p_text(joint['p'], name=True)}"
+        said += f"; likelihood ratio {joint['chi2']:.2f} on {joint['df']:g}, {p_text(joint['p'], name=True)}"
     if check and check.get("global"):
         said += f"; proportional hazards together {p_text(check['global']['p'], name=True)}"
     out.print(f"[dim]{said}[/]")
@@ -51,16 +51,17 @@ def print_cox(cox: dict[str, Any], out: Console) -> None:
 
 def print_curves(curves: list[dict[str, Any]], out: Console) -> None:
     """A row a group: median with interval, and survival after some years; - where nobody was under observation so long."""
-    years = [f"{y} year{'' if y == 1 else 's'}" for y in YEARS]
-    table = _table("group", "patients", "events", "median, months", "95 % interval", *years)
+    years = [f"{y} y" for y in YEARS]
+    table = _table("group", "n", "events", "median", "95 % interval", *years)
     for c in curves:
-        median = "not reached" if c["median"] is None else f"{c['median']:.1f}"
+        median = "-" if c["median"] is None else f"{c['median']:.1f}"
         low, high = ("-" if c[key] is None else f"{c[key]:.1f}" for key in ("median_lower", "median_upper"))
         told = [survival_at(c, y)[0] for y in YEARS]
-        shares = ["-" if s is None else f"{100 * s:.1f} %" for s in told]
+        shares = ["-" if s is None else f"{100 * s:.1f}%" for s in told]
         counts = [f"{max(0.0, c[key]):.0f}" for key in ("patients", "events")]
         table.add_row(escape(c["name"]), *counts, median, f"{low} to {high}", *shares)
     out.print(table)
+    out.print("[dim]median in months; survival after years[/]")
 
 
 def print_log_rank(test: dict[str, Any], out: Console) -> None:
@@ -76,8 +77,8 @@ def print_log_rank(test: dict[str, Any], out: Console) -> None:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, min_width=12, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -15,17 +15,25 @@ from oncofed.common.blocks import Sum, under
 from oncofed.common.classical.cox import fit_cox
 from oncofed.common.classical.life_table import Cells, curves, life_tables
 from oncofed.common.classical.log_rank import log_rank
+from oncofed.common.classical.noisy_log_rank import simulated_p
 from oncofed.common.classical.proportional_hazards import check_proportional_hazards
 from oncofed.common.classical.risk_sets import leaving_shapes
 from oncofed.common.classical.score_residuals import residual_terms
+from oncofed.common.evaluation.bootstrap import interval
+from oncofed.common.evaluation.concordance import concordance, concordance_bounds
+from oncofed.common.evaluation.edges import risk_bins
 from oncofed.common.files import write_text
 from oncofed.common.plan import Plan
+from oncofed.common.survival import RISK_EDGES
 from oncofed.server.aggregate import TooLarge
 from oncofed.server.questions import Questions, SiteLost, bits_for, check_greeting
 from oncofed.server.report.analysis import render_analysis
 from oncofed.server.roster import Roster
 
 log = logging.getLogger("oncofed.server")
+
+BINS = 256
+"""Of risk and of time in the table of test patients: a fit is evaluated once, so it may be fine."""
 
 EVENTS_EACH = 11
 """Events behind a point of the picture of residuals, on a grid: one event's residual is a patient's covariates."""
@@ -91,6 +99,10 @@ def tables(questions: Questions) -> dict[str, Any]:
         found["curves"] = curves(life_tables(total, cells, shown))
     if len(names) > 1:
         found["logrank"] = log_rank(total, cells, shown, plan.rho).as_dict() | {"strata_names": strata}
+        if plan.epsilon:
+            rng = np.random.default_rng(0)  # of tables that nobody's patients are in
+            noise = {"epsilon": plan.epsilon, "noises": len(questions.members)}
+            found["logrank"]["p"] = simulated_p(total, cells, shown, plan.rho, rng=rng, **noise)
     return found
 
 
@@ -121,16 +133,43 @@ def cox(questions: Questions) -> dict[str, Any]:
     times = cells.starts if exact else np.minimum(cells.ends, plan.end)
     checked = check_proportional_hazards(fit, times, plan.transform, 1 if exact else EVENTS_EACH)
     found = {"cox": fit.as_dict(times, [name or "all patients" for name in strata], checked.as_dict())}
+    if plan.test:
+        found["evaluation"] = evaluate(questions, sent | {"beta": fit.beta_P}, times)
+    return found
+
+
+def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, Any]:
+    """C-index of a fit on the plan's test patients: of all of them together from one table, and of pairs within sites."""
+    counts = questions.add_up("risks", sent, {"risk_counts": (1, len(RISK_EDGES) + 1)})["risk_counts"]
+    risk_edges, _ = risk_bins(counts, BINS)
+    time_edges = times[np.unique(np.linspace(0, len(times) - 1, BINS - 1).astype(int))] if len(times) > BINS else times
+    time_edges = np.unique(time_edges)
+    pairs = questions.by_site("pairs", sent, dict.fromkeys(("patients", "events", "concordant", "comparable"), (1,)))
+    concordant, comparable = (sum(float(p[k][0]) for p in pairs.values()) for k in ("concordant", "comparable"))
+    within = {"value": concordant / comparable if comparable else None, "pairs": comparable}
+    found: dict[str, Any] = {"c_index_within_sites": within, "by_site": {}}
+    for site, p in pairs.items():
+        value = float(p["concordant"][0] / p["comparable"][0]) if p["comparable"][0] else None
+        found["by_site"][site] = {
+            "patients": float(p["patients"][0]),
+            "pairs": float(p["comparable"][0]),
+            "value": value,
+        }
+    shape = (1, 2, BINS, len(time_edges) + 1)
+    tables = questions.by_site("scores", sent | {"risk_edges": risk_edges, "time_edges": time_edges}, {"table": shape})
+    if tables:
+        table = sum(t["table"][0] for t in tables.values())
+        rng = np.random.default_rng(0)  # of a bootstrap of counts: nothing of patients rests on it
+        value, low, high = interval(concordance, np.asarray(table), rng, draws=500)
+        bounds = [float(b) for b in concordance_bounds(table)]
+        found["c_index"] = {"value": float(value), "low": float(low), "high": float(high), "bounds": bounds}
+        found["c_index"] |= {"sites": len(tables), "patients": float(np.sum(table))}
     return found
 
 
 def notes(questions: Questions) -> list[str]:
-    """What a reader must know of the numbers."""
-    plan, out = questions.plan, []
-    if plan.times == "exact":
-        out.append(
-            "Exact event times left the hospitals: with them, and with the sums at each, single patients can be told apart."
-        )
+    """What a reader must know of the numbers, beside what times and noise left the hospitals."""
+    out = []
     if questions.left_out:
         out.append(
             f"Patients whom too few others are like were left out at {len(questions.left_out)} sites: {', '.join(sorted(questions.left_out))}."
@@ -140,6 +179,4 @@ def notes(questions: Questions) -> list[str]:
             f"Neighbouring intervals of time were taken together where they held few patients, at {len(questions.merged)} sites: "
             f"{', '.join(sorted(questions.merged))}. Times are coarser there than the grid."
         )
-    if plan.epsilon:
-        out.append(f"Every site added noise to its counts: epsilon {plan.epsilon:g} a patient.")
     return out

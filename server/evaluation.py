@@ -50,7 +50,7 @@ class FoldTable:
     def load(cls, file: Path) -> FoldTable:
         arrays, about = load_arrays(file)
         sites = {site: part(f"site-{i}/", arrays) for i, site in enumerate(about["sites"])}
-        return cls(**{k: v for k, v in arrays.items() if "/" not in k}, sites=sites)  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in arrays.items() if "/" not in k}, sites=sites)
 
 
 def table_file(out: Path, fold: int) -> Path:

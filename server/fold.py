@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from oncofed.server.cross_site import CrossSite
 from oncofed.server.evaluation import gather_table, table_file
 from oncofed.server.explanation import Explanation
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.roster import Roster
+from oncofed.server.roster import NotEnoughSites, Roster
 from oncofed.server.rounds import Rounds, headline
 from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
+
+log = logging.getLogger("oncofed.server")
 
 
 @dataclass
@@ -56,9 +59,13 @@ class FoldRun:
         result["blocks"] = list(strategy.blocks.names)
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
         if self.fold != ALL_PATIENTS:
-            evaluation = rounds.score(len(rounds.curve), {"final": True})
-            rounds.curve[rounds.kept - 1] |= headline(evaluation, "test")
-            result["evaluation"] = {name: value.tolist() for name, value in evaluation.items()}
+            try:
+                evaluation = rounds.score(len(rounds.curve), {"final": True})
+            except NotEnoughSites as error:  # what is measured of a model must not cost the model
+                log.warning("fold %d: the model is not evaluated: %s", self.fold, error)
+            else:
+                rounds.curve[rounds.kept - 1] |= headline(evaluation, "test")
+                result["evaluation"] = {name: value.tolist() for name, value in evaluation.items()}
         asked = Explanation(inquiry, frame, strategy)
         explanation = asked.gather()
         self._save_model(strategy, frame, explanation)

@@ -56,13 +56,14 @@ class Pooled:
 
     def _interval(self, statistic: Statistic, *parts: object, draws: int = DRAWS) -> dict[str, Any]:
         """Point and limits of a statistic of `counts [draws, F, C, 2, R, T]`, each as plain numbers."""
-        return self._limits(statistic, self.counts, draws, *parts)
+        return self._limits(statistic, self.counts, draws, max(len(t.sites) for t in self.tables), *parts)
 
-    def _limits(self, statistic: Statistic, counts: np.ndarray, draws: int, *parts: object) -> dict[str, Any]:
+    def _limits(
+        self, statistic: Statistic, counts: np.ndarray, draws: int, noises: int, *parts: object
+    ) -> dict[str, Any]:
         rng = np.random.default_rng(seed_from(self.study.seed, "pooled evaluation", *parts))
-        sites = max(len(t.sites) for t in self.tables)
-        # half of epsilon is spent on the table, half on pairs within the site
-        found = interval(statistic, counts, rng, draws=draws, epsilon=self.study.evaluation.epsilon / 2, noises=sites)
+        epsilon = self.study.evaluation.epsilon / 2  # the other half is spent on pairs within the site
+        found = interval(statistic, counts, rng, draws=draws, epsilon=epsilon, noises=noises)
         return dict(zip(("value", "low", "high"), map(_plain, found), strict=True))
 
     def _until(self, month: float) -> list[int]:
@@ -200,19 +201,20 @@ class Pooled:
                 w = np.where(np.isnan(c), 0.0, weight)
                 return ratio((np.nan_to_num(c) * w).sum((1, 2)), w.sum((1, 2)))
 
-            halved = _halved(counts)
-            found = (
-                self._limits(statistic, halved, SITE_DRAWS, site) if known else dict.fromkeys(("value", "low", "high"))
-            )
-            shift = float(value) - found["value"] if found["value"] is not None else 0.0
-            limits = {k: None if found[k] is None else float(np.clip(found[k] + shift, 0, 1)) for k in ("low", "high")}
+            point = _plain(value)
+            limits: dict[str, Any] = {"low": None, "high": None}
+            if known and point is not None:
+                found = self._limits(statistic, _halved(counts), SITE_DRAWS, 1, site)
+                if None not in found.values():
+                    # the table is coarse, the pairs are exact: its interval goes to their point
+                    limits = {k: float(np.clip(found[k] + point - found["value"], 0, 1)) for k in limits}
             out.append(
                 {
                     "site": site,
                     "patients": float(counts.sum()),
                     "events": float(counts[:, :, 1].sum()),
                     "pairs": float(pairs.sum()),
-                    "c_index": {"value": _plain(value), **limits},
+                    "c_index": {"value": point, **limits},
                 }
             )
         return out

@@ -20,6 +20,7 @@ from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
 from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.inquiry import Inquiry
+from oncofed.server.roster import NotEnoughSites
 from oncofed.server.statistics import Frame
 from oncofed.server.strategy import EvidenceStrategy
 
@@ -94,13 +95,25 @@ class Rounds:
         if self.phase == PRETRAIN or not t.evaluate_every or round_ % t.evaluate_every:
             return
         if self.inquiry.study.splits.validation:
-            score = headline(self.score(round_, {"validation": True}), "validation")
+            score = self._shown(round_, {"validation": True}, "validation", needed=bool(t.patience))
             self.curve[-1] |= score
             losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
-            if t.patience and score["validation_loss"] <= min(losses):
+            if t.patience and "validation_loss" in score and score["validation_loss"] <= min(losses):
                 self.best = dict(self.strategy.weights)
         elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self.inquiry.alone:
-            self.curve[-1] |= headline(self.score(round_, {}), "test")
+            self.curve[-1] |= self._shown(round_, {}, "test")
+
+    def _shown(self, round_: int, config: wire.Config, name: str, *, needed: bool = False) -> dict[str, float]:
+        """The scores of a round; nothing where hospitals let too few groups show, unless the study chooses a round by them."""
+        try:
+            return headline(self.score(round_, config), name)
+        except NotEnoughSites as error:
+            if needed:
+                raise NotEnoughSites(
+                    f"{error}; training.patience chooses the round by these scores, set it to 0"
+                ) from None
+            log.warning("fold %d round %d: no %s scores: %s", self.inquiry.fold, round_, name, error)
+            return {}
 
     def _patience_is_over(self) -> bool:
         t = self.inquiry.study.steps(self.phase)

@@ -17,6 +17,7 @@ from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.progress import progress_bar
 from oncofed.common.study import Study
 from oncofed.deploy.comparison import classes, survival
+from oncofed.deploy.comparison.cox import predict_cox
 from oncofed.deploy.comparison.logistic import predict_logistic
 from oncofed.deploy.comparison.reference import INNER, predict_local, predict_pooled
 from oncofed.deploy.comparison.ridge import predict_ridge
@@ -100,6 +101,11 @@ def check_methods(study: Study, methods: tuple[str, ...]) -> None:
             other = method in MULTIMODAL or any(method in s.METHODS for s in SCORING.values())
             why = f"not for {study.task.kind}" if other else "unknown"
             raise ValueError(f"--compare {method}: {why}; choose from {','.join(known)}")
+    if "cox" in methods and not study.panel.covariates:
+        raise ValueError(
+            "--compare cox: a Cox regression on clinical covariates, and the study has none; name some in panel.covariates, such as "
+            "'age,sex=female|male'"
+        )
     if study.splits.held_out_sites and "local" in methods:
         raise ValueError(
             "--compare local: a site that is held out whole has no training patients of its own; leave it out"
@@ -152,10 +158,11 @@ def _reference(federations: Federations, method: str) -> pd.DataFrame:
         "ridge": predict_ridge,
         "ridge-own": partial(predict_ridge, own=True),
         "ridge-powers": partial(predict_ridge, own=True, powers=True),
+        "cox": predict_cox,
         "logistic": predict_logistic,
     }
     rounds = sum(study.steps(phase).rounds for phase in study.phases)
-    ticks = {"pooled": rounds, "local": len(pool.cohorts)}.get(method, INNER) * len(folds)
+    ticks = {"pooled": rounds, "local": len(pool.cohorts), "cox": 1}.get(method, INNER) * len(folds)
     with progress_bar() as progress:
         bar = progress.add_task(method, total=ticks)
         parts = [predict[method](pool, study, fold, lambda: progress.advance(bar)) for fold in folds]

@@ -21,6 +21,7 @@ COLOURS = {
     "ridge": "#6b8e23",
     "ridge-own": "#2e8b6f",
     "ridge-powers": "#a3b18a",
+    "cox": "#c9a227",
     "logistic": "#7a5195",
     "linear": "#b07aa1",
     "rna": "#5aa9e6",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from oncofed.server import analysis
-from oncofed.server.report import classes, cross_site, curves, genes, heat, modalities, network, pictures
+from oncofed.server.report import classes, cross_site, curves, evaluation, genes, heat, modalities, network, pictures
 from oncofed.server.report.pages import page
 
 
@@ -35,7 +35,7 @@ def render(comparison: dict[str, Any]) -> str:
     crossed, apart = cross_site.matrix(folds), cross_site.sites_apart(results["study"], folds)
     if crossed:
         sections["cross_site"] = cross_site.every_model(crossed)
-    sections |= genes.sections(results, folds) | network.sections(results)
+    sections |= evaluation.sections(results) | genes.sections(results, folds) | network.sections(results)
     return page(
         "report.html",
         sections,
@@ -47,7 +47,9 @@ def render(comparison: dict[str, Any]) -> str:
         modalities=modalities.held(results),
         genes=modalities.RNA in modalities.seen(results["study"]),
         drawn=network.MOST,
-        summed=summed_evaluation(folds, results["cancers"]),
+        evaluated=evaluation.rows(results | {"folds": folds}),
+        enough=cross_site.ENOUGH,
+        sites_left_out=evaluation.left_out(results.get("evaluation", {}).get("by_site", [])),
         measured=measured,
         crossed=crossed,
         apart=apart,
@@ -89,21 +91,3 @@ def _specialisation(folds: list[dict[str, Any]], seed: int) -> dict[str, dict[st
     groups = analysis.mixtures(folds[0]) if folds else []
     found = {g: analysis.specialisation_by_fold(folds, g, seed=seed) for g in groups}
     return {g: value for g, value in found.items() if value is not None}
-
-
-def summed_evaluation(folds: list[dict[str, Any]], cancers: list[str]) -> list[dict[str, Any]]:
-    """What the coordinator of a survival study knows from sums alone, by cancer type: patients, loss, C over pairs within sites."""
-    evaluations = [f["evaluation"] for f in folds if "concordant" in f.get("evaluation", {})]
-    if not evaluations:
-        return []
-    total = {k: np.sum([e[k] for e in evaluations], axis=0) for k in ("patients", "events", "loss")}
-    concordant, pairs = (np.sum([e[k] for e in evaluations], axis=0) for k in ("concordant", "comparable"))
-    columns = {
-        "loss": np.where(total["patients"] > 0, total["loss"] / np.maximum(total["patients"], 1.0), np.nan),
-        "c_index": np.divide(concordant, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0),
-    }
-    return [
-        {"cancer": cancer, "patients": int(total["patients"][i]), "events": int(total["events"][i])}
-        | {k: None if np.isnan(v[i]) else float(v[i]) for k, v in columns.items()}
-        for i, cancer in enumerate(cancers)
-    ]

@@ -61,7 +61,12 @@ def test_the_federated_row_is_the_folds_evaluation_site_by_site(federation: Any,
 def test_nothing_of_the_fold_changes(
     federation: Any, small_study: Make, tmp_path: Path, model_of: Any, checkpoint: Any, differing: Any
 ) -> None:
-    keys = {"splits__only": [0, 1], "pretraining__rounds": 1, "aggregation__optimizer": "adam"}
+    keys = {
+        "splits__only": [0, 1],
+        "pretraining__rounds": 1,
+        "aggregation__optimizer": "adam",
+        "evaluation__tables": False,
+    }
     without = small_study(**keys, runtime__out=str(tmp_path / "a"))
     crossed = without.changed(**BOTH, runtime__out=str(tmp_path / "b"))
     plain = federation.run(without)

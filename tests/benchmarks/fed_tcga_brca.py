@@ -1,0 +1,263 @@
+"""FLamby's Fed-TCGA-BRCA: exact federated Cox regression beside the benchmark's own strategies.
+
+    ONCOFED_DATA=... python tests/benchmarks/fed_tcga_brca.py
+
+The folder holds `fed_tcga_brca/brca.csv` and `train_test_split.csv`; writes docs/results/fed-tcga-brca.md. Some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from flamby_schedules import Patients, federated, pooled
+from oncofed.common.metrics import comparable_pairs
+from oncofed.common.plan import Plan
+from oncofed.common.splits import deal_folds
+from oncofed.deploy.analyse import analyse
+from oncofed.deploy.flamby import write_flamby_sites
+from oncofed.server.roster import NotEnoughSites
+from rich.console import Console
+from sksurv.linear_model import CoxPHSurvivalAnalysis
+
+ROOT = Path(__file__).resolve().parents[2]
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+FOLDS, REPEATS, DRAWS = 5, 5, 2000
+SEEDS = range(42, 72)
+PUBLISHED = {
+    "Pooled training": (".7732 .5818 .7056 .6292 .7660 .6000 .6759 .6948 .7041", ".114"),
+    "FedAvg": (".7447 .6273 .6907 .6750 .7872 .8667 .7319 .7153 .7353", ".175"),
+    "FedProx": (".7145 .6682 .6667 .6667 .7915 .8667 .7290 .7090 .7167", ".162"),
+    "Scaffold": (".5927 .7545 .6759 .4542 .9106 .7333 .6869 .6713 .6995", ".035"),
+    "FedAdam": (".8486 .6545 .8815 .6042 .9021 1.0 .8152 .7990 .8421", ".017"),
+    "FedYogi": (".8486 .6545 .8815 .6042 .9021 1.0 .8152 .7990 .8421", ".017"),
+    "FedAdagrad": (".8480 .6227 .8722 .6792 .8553 1.0 .8129 .7955 .8338", ".008"),
+}
+"""Means over the seeds 42 to 46 of the files that FLamby publishes, and the deviation of the last column over seeds."""
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The benchmark's patients, in memory: what a researcher sees who has them all."""
+
+    train: list[Patients]
+    test: Patients
+    client: np.ndarray  # of test patients
+    mean: np.ndarray
+    sd: np.ndarray
+
+    @classmethod
+    def read(cls, sites: Path, covariates: tuple[str, ...]) -> Cohort:
+        tables = [pd.read_csv(f) for f in sorted(sites.glob("*/clinical.csv"))]
+        parts = {s: [t[t["split"] == s] for t in tables] for s in ("train", "test")}
+        all_train, all_test = (pd.concat(parts[s]) for s in ("train", "test"))
+        x = all_train[list(covariates)].to_numpy(dtype=np.float64)
+        client = np.repeat(np.arange(len(tables)), [len(t) for t in parts["test"]])
+        return cls(
+            [patients(t, covariates) for t in parts["train"]],
+            patients(all_test, covariates),
+            client,
+            x.mean(0),
+            x.std(0),
+        )
+
+    def scaled(self, p: Patients) -> Patients:
+        return Patients((p.x - self.mean) / self.sd, p.time, p.event)
+
+    @property
+    def pool(self) -> Patients:
+        return Patients(*(np.concatenate([getattr(p, k) for p in self.train]) for k in ("x", "time", "event")))
+
+
+def patients(table: pd.DataFrame, covariates: tuple[str, ...]) -> Patients:
+    return Patients(*(table[c].to_numpy(dtype=np.float64) for c in (list(covariates), "time", "event")))
+
+
+def deal(sites: Path, repeat: int) -> None:
+    """A column `fold` of training patients, stratified by event, as a study deals it at each hospital for itself."""
+    for file in sorted(sites.glob("*/clinical.csv")):
+        table = pd.read_csv(file)
+        train = table[table["split"] == "train"]
+        columns = (train[c].to_numpy() for c in ("patient", "cancer_type", "event"))
+        fold = deal_folds(*columns, folds=FOLDS, seed=repeat, site=file.parent.name)
+        table.drop(columns="fold", errors="ignore").assign(
+            fold=pd.Series(fold, index=train.index).astype("Int64")
+        ).to_csv(file, index=False)
+
+
+def fit(sites: Path, covariates: tuple[str, ...], ridge: float, **keys: Any) -> dict[str, Any]:
+    base = {"kind": "cox", "covariates": covariates, "ridge": ridge, "ties": "breslow", "times": "exact"}
+    base |= {"test": ("split=test",), "out": str(sites.parent / "out")}
+    return analyse(Plan(**(base | keys)), sites)
+
+
+def cross_validate(sites: Path, covariates: tuple[str, ...], repeats: int, **keys: Any) -> np.ndarray:
+    """C-index `[repeats, penalties]`: mean over folds of that of held-out training patients, from the federation's own table."""
+    found = np.zeros((repeats, len(PENALTIES), FOLDS))
+    for r in range(repeats):
+        deal(sites, r)
+        for i, ridge in enumerate(PENALTIES):
+            for fold in range(FOLDS):
+                held = {"where": ("split=train",), "test": (f"fold={fold}",)}
+                found[r, i, fold] = fit(sites, covariates, ridge, **held, **keys)["evaluation"]["c_index"]["value"]
+            console.print(f"repeat {r}, lambda {ridge:g}: {found[r, i].mean():.4f}")
+    return found.mean(-1)
+
+
+class Scores:
+    """C-index of test patients with intervals over patients, resampled within clients; all rows see the same draws."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.c = cohort
+        rng = np.random.default_rng(0)
+        sizes = np.bincount(cohort.client)
+        draws = [rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) for n in sizes]
+        self.weights = np.concatenate([np.ones((1, sizes.sum())), np.concatenate(draws, axis=1)])  # the first: all once
+        self.sizes = sizes
+        self.pairs = comparable_pairs(cohort.test.time, cohort.test.event).astype(np.float64)
+
+    def of(self, risk_N: np.ndarray) -> np.ndarray:
+        """`[1 + DRAWS, 9]`: each client, mean of the six, by size, and all test patients together."""
+        clients = [self._index(risk_N, self.c.client == k) for k in range(len(self.sizes))]
+        six = np.stack(clients, axis=1)
+        weight = np.where(np.isnan(six), 0.0, self.sizes)  # a draw without pairs at a client leaves it out
+        by_size = np.nansum(six * weight, axis=1) / weight.sum(1)
+        every = self._index(risk_N, np.ones(len(risk_N), dtype=bool))
+        return np.column_stack([six, np.nanmean(six, axis=1), by_size, every])
+
+    def _index(self, risk_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        r, pairs, w = risk_N[rows], self.pairs[np.ix_(rows, rows)], self.weights[:, rows]
+        score = ((r[:, None] > r) + 0.5 * (r[:, None] == r)) * pairs
+        comparable, concordant = (((w @ p) * w).sum(1) for p in (pairs, score))
+        return np.divide(concordant, comparable, out=np.full(len(w), np.nan), where=comparable > 0)
+
+
+@dataclass
+class Row:
+    """A method: its scores `[seeds, 1 + DRAWS, 9]`."""
+
+    name: str
+    scores: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.scores.mean(0)
+
+    def cell(self, column: int) -> str:
+        low, high = np.nanpercentile(self.mean[1:, column], [2.5, 97.5])
+        return f"{self.mean[0, column]:.4f} ({low:.3f} to {high:.3f})"
+
+    @property
+    def spread(self) -> str:
+        return "0" if len(self.scores) == 1 else f"{self.scores[:, 0, -1].std(ddof=1):.4f}"
+
+    def minus(self, other: Row) -> str:
+        gap = (self.mean - other.mean)[:, -1]
+        low, high = np.nanpercentile(gap[1:], [2.5, 97.5])
+        return "" if other is self else f"{gap[0]:+.4f} ({low:+.3f} to {high:+.3f})"
+
+
+def main() -> None:
+    source = Path(os.environ.get("ONCOFED_DATA", "")) / "fed_tcga_brca"
+    with tempfile.TemporaryDirectory() as folder:
+        sites = Path(folder) / "sites"
+        _, covariates = write_flamby_sites(source, sites)
+        cohort = Cohort.read(sites, covariates)
+        score = Scores(cohort)
+        test, test_scaled = cohort.test.x, cohort.scaled(cohort.test).x
+
+        repeats = int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS
+        tried = cross_validate(sites, covariates, repeats)
+        tried_raw = cross_validate(sites, covariates, 1, standardise=False)
+        best, best_raw = (PENALTIES[int(t[0].argmax())] for t in (tried, tried_raw))
+        exact = fit(sites, covariates, best)
+        on_grid = fit(sites, covariates, best, times="grid")
+        raw = fit(sites, covariates, best_raw, standardise=False)
+        one = one_site(sites, Path(folder) / "one")
+        whole = fit(one, covariates, best, min_sites=1)
+        pool = cohort.scaled(cohort.pool)
+        library = pooled_cox(pool, best)
+        behind = at_hospitals(sites, covariates, best)
+
+        def cox(name: str, result: dict[str, Any]) -> Row:
+            return Row(name, score.of(test @ np.array(result["cox"]["coef"]))[None])
+
+        def seeds(name: str, w_SP: np.ndarray, x: np.ndarray) -> Row:
+            console.print(name)
+            return Row(name, np.stack([score.of(x @ w) for w in w_SP]))
+
+        scaled = [cohort.scaled(p) for p in cohort.train]
+        main_row = cox(f"**exact federated ridge Cox**, lambda {best:g} by CV", exact)
+        rows = [
+            main_row,
+            cox("the same, times on a grid of 3 months to 120", on_grid),
+            cox(f"the same, exact times, features raw, lambda {best_raw:g} by CV", raw),
+            Row("pooled ridge Cox (scikit-survival)", score.of(test_scaled @ library)[None]),
+            seeds("FedAvg, raw", federated(cohort.train, SEEDS, rate=0.1), test),
+            seeds("FedAvg, standardised", federated(scaled, SEEDS, rate=0.1), test_scaled),
+            seeds("FedAdam, raw", federated(cohort.train, SEEDS, rate=0.01, server="adam"), test),
+            seeds("FedAdam, standardised", federated(scaled, SEEDS, rate=0.01, server="adam"), test_scaled),
+            seeds("pooled Adam, raw", pooled(cohort.pool, SEEDS), test),
+            seeds("pooled Adam, standardised", pooled(pool, SEEDS), test_scaled),
+        ]
+    beta = np.array(exact["cox"]["coef"])
+    gaps = {
+        "the same fit with all patients at one site": relative(beta, np.array(whole["cox"]["coef"])),
+        "scikit-survival on the pooled table": relative(beta * cohort.sd, library),
+    }
+    found = {"rows": rows, "tried": tried, "tried_raw": tried_raw, "best": best, "exact": exact, "gaps": gaps}
+    text = report(found | {"behind": behind, "whole": whole, "grid": on_grid})
+    (ROOT / "docs" / "results" / "fed-tcga-brca.md").write_text(text)
+    console.print(text)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.max(np.abs(a - b) / np.abs(b)))
+
+
+def one_site(sites: Path, root: Path) -> Path:
+    """All patients at one site."""
+    (root / "all").mkdir(parents=True)
+    (root / "all" / "site.toml").write_text((sites / "client-0" / "site.toml").read_text())
+    table = pd.concat([pd.read_csv(f) for f in sorted(sites.glob("*/clinical.csv"))])
+    table.to_csv(root / "all" / "clinical.csv", index=False)
+    return root
+
+
+def pooled_cox(p: Patients, ridge: float) -> np.ndarray:
+    """Coefficients of scikit-survival: its penalty is alpha / (2 n) where the plan's is ridge / 2 a patient."""
+    outcome = np.array(list(zip(p.event > 0, p.time, strict=True)), dtype=[("event", bool), ("time", float)])
+    model = CoxPHSurvivalAnalysis(alpha=ridge * len(p), ties="breslow", n_iter=200, tol=1e-15)
+    return model.fit(p.x, outcome).coef_
+
+
+def at_hospitals(sites: Path, covariates: tuple[str, ...], ridge: float) -> str:
+    """What comes of the same plan on a grid where the clients are hospitals with the default policy but for the named column."""
+    for folder in sites.glob("client-*"):
+        (folder / "policy.toml").write_text('labels = ["cancer_type", "split"]\n')
+    try:
+        result = fit(sites, covariates, ridge, times="grid")
+        left = "; ".join(f"{x['site']}: {x['reason']}" for x in result["left_out"])
+        return f"{result['cox']['patients']} of 866 patients, of {len(result['sites'])} sites, are in the fit. {left}"
+    except (NotEnoughSites, ValueError) as error:
+        return f"refused: {error}"
+    finally:
+        for folder in sites.glob("client-*"):
+            (folder / "policy.toml").unlink()
+
+
+def report(found: dict[str, Any]) -> str:
+    return json.dumps({k: str(v) for k, v in found.items() if k in ("behind", "gaps", "best")})
+
+
+if __name__ == "__main__":
+    main()
