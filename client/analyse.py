@@ -15,20 +15,23 @@ import numpy as np
 from flwr.app import RecordDict
 from oncofed.client.data.outcomes import Outcomes, held_levels
 from oncofed.client.data.site import SiteFolder
-from oncofed.client.disclosure import spread_cells
+from oncofed.client.disclosure import Runs, spread_cells
 from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door
 from oncofed.client.resident import Resident
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part
 from oncofed.common.classical.life_table import Cells, table_sums
-from oncofed.common.classical.risk_sets import exact_cells, grid_cells, leaving_sums
+from oncofed.common.classical.risk_sets import FARTHEST, exact_cells, grid_cells, leaving_sums
 from oncofed.common.classical.score_residuals import residual_sums
 from oncofed.common.errors import Refusal
 from oncofed.common.evaluation.table import risk_time_table
 from oncofed.common.metrics import survival_sums
 from oncofed.common.plan import Plan
 from oncofed.common.survival import RISK_EDGES
+
+EFFECTIVE = 0.5
+"""Of the smallest cell: so many patients a run's weights must be worth, (sum w)^2 / sum w^2 (Kish 1965), or a few outweigh the rest."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +97,37 @@ class AnalysisSession:
         return Cells.exact(self.arrays["times"]) if self.plan.times == "exact" else Cells.grid(self.plan.starts)
 
     @cached_property
-    def place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cell and event `[N]` of each patient, and how many share her cell: follow-up ends at the horizon."""
-        o, end = self.outcomes, self.plan.end
-        event = np.where(o.time > end, 0.0, o.event)
-        if self.plan.times == "exact":
-            cell = exact_cells(np.minimum(o.time, end), event, self.cells.starts)
-            return cell, event, np.ones(len(cell), dtype=np.int64)
+    def event(self) -> np.ndarray:
+        """Events `[N]` before follow-up ends."""
+        return np.where(self.outcomes.time > self.plan.end, 0.0, self.outcomes.event)
+
+    @cached_property
+    def runs(self) -> Runs | None:
+        """Cells of time taken together where they hold few patients; None where no rule asks for it."""
+        o = self.outcomes
+        if not self.coarsened:
+            return None
         cell = grid_cells(o.time, self.cells.starts)
-        alike = o.group * (o.stratum.max(initial=0) + 1) + o.stratum
-        least = 1 if self.plan.epsilon else self.policy.least(self.numbers)
-        cell, shared = spread_cells(cell, event, alike, o.patient, least)
-        return cell, event, shared
+        alike = o.stratum * self.count("group") + o.group
+        return spread_cells(cell, self.event, alike, o.patient, self.policy.least(self.numbers))
+
+    @property
+    def coarsened(self) -> bool:
+        """Whether cells of time must not hold few patients: not with noise, nor with exact times, which the site has allowed."""
+        return self.plan.times == "grid" and not self.plan.epsilon and self.policy.min_cell > 1
+
+    @cached_property
+    def cell(self) -> np.ndarray:
+        """The last cell of time `[N]` in which each patient is at risk."""
+        o = self.outcomes
+        if self.plan.times == "exact":
+            return exact_cells(np.minimum(o.time, self.plan.end), self.event, self.cells.starts)
+        return grid_cells(o.time, self.cells.starts) if self.runs is None else self.runs.cell
 
     @property
     def coarse(self) -> wire.Config:
         """What the coordinator is told of disclosure control here."""
-        o = self.outcomes
-        merging = self.plan.times == "grid" and not self.plan.epsilon and self.policy.min_cell > 1
-        return {"left_out": o.left_out, "merged": merging}
+        return {"left_out": self.outcomes.left_out, "merged": self.coarsened}
 
     def count(self, name: str) -> int:
         """How many combinations of levels `group` or `strata` has."""
@@ -165,33 +180,74 @@ def _moments(session: AnalysisSession) -> Answer:
 
 def _cox(session: AnalysisSession) -> Answer:
     """Newton terms at the coefficients of the message (common/classical/risk_sets.py)."""
-    o, (cell, event, _), strata = session.outcomes, session.place, session.count("strata")
-    total = leaving_sums(
-        session.scaled,
-        cell,
-        event,
-        o.stratum,
-        session.arrays["beta"],
-        strata,
-        len(session.cells),
-        session.plan.ties,
+    o, strata, cells = session.outcomes, session.count("strata"), len(session.cells)
+    x, beta, ties = session.scaled, session.arrays["beta"], session.plan.ties
+    total = leaving_sums(x, session.cell, session.event, o.stratum, beta, strata, cells, ties)
+    behind: dict[str, np.ndarray] = {}
+    if session.runs is not None:
+        total, behind = _without_few(session, session.runs, total)
+    return Answer(session.coarse, total, len(o), behind, session.numbers, session.everybody, counted=True)
+
+
+def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum, dict[str, np.ndarray]]:
+    """Newton terms in which no number rests on few patients, and how many stand behind each.
+
+    Who leaves in a run is summed over the run, and the sum given in equal parts to its cells. The covariates of those who had
+    the event are summed over all of a stratum's time, and stand at its first event: the score needs no more. Efron's ties would need
+    them by cell. Weights exp(x beta) under which a few patients outweigh their run would make the run's sum theirs.
+    """
+    o, site, x = session.outcomes, session.site.name, session.scaled
+    if session.plan.ties != "breslow":
+        raise Refusal(
+            f"site {site}: Efron's ties need sums over the few events of an interval, its policy wants {session.policy.min_cell} patients "
+            "behind each (min_cell); set ties = 'breslow'"
+        )
+    strata, cells, number = session.count("strata"), len(session.cells), len(runs.low)
+    weight = np.exp(np.clip(x @ session.arrays["beta"], -FARTHEST, FARTHEST))
+    worth = np.bincount(runs.run, weight, number) ** 2 / np.bincount(runs.run, weight**2, number)
+    if (worth < EFFECTIVE * session.policy.min_cell).any():
+        raise Refusal(
+            f"site {site}: at these coefficients a few patients would outweigh the others of a run of intervals, and the sum would be "
+            "theirs; use a ridge penalty, or fewer covariates"
+        )
+    by_run = leaving_sums(
+        x, runs.run, np.zeros(len(o)), np.zeros(len(o), dtype=np.int64), session.arrays["beta"], 1, number, "breslow"
     )
-    return Answer(session.coarse, total, len(o), _behind(session, total), session.numbers, session.everybody)
+    total = dict(total)
+    behind: dict[str, np.ndarray] = {}
+    size = runs.even(np.bincount(runs.run, minlength=number) * (runs.high + 1.0 - runs.low), strata, cells)
+    for power in range(3):
+        name = f"left/{power}"
+        total[name] = runs.even(by_run[name][0], strata, cells)
+        behind[name] = size.reshape(strata, cells, *[1] * (total[name].ndim - 2))
+    of_events, first = np.zeros_like(total["event_x"]), (total["events"] > 0).argmax(axis=1)
+    of_events[np.arange(strata), first] = total["event_x"].sum(1)
+    total["event_x"] = of_events
+    dead = np.bincount(o.stratum, session.event, strata)
+    alive = np.bincount(o.stratum, minlength=strata) - dead
+    few = ((dead > 0) & (dead < session.policy.min_cell)) | ((alive > 0) & (alive < session.policy.min_cell))
+    if few.any():
+        raise Refusal(
+            f"site {site}: fewer than {session.policy.min_cell} patients of a stratum had the event, or did not, and the sum of their "
+            "covariates would tell of them (min_cell); take away strata, or leave the site out"
+        )
+    return total, behind
 
 
 def _residuals(session: AnalysisSession) -> Answer:
     """Outer products of score residuals, for robust standard errors."""
-    o, (cell, event, _) = session.outcomes, session.place
-    terms = part("terms/", session.arrays)
-    total = residual_sums(session.scaled, cell, event, o.stratum, session.arrays["beta"], terms)
-    return Answer(session.coarse, total, len(o), groups=session.everybody, numbers=session.numbers)
+    o, terms = session.outcomes, part("terms/", session.arrays)
+    total = residual_sums(session.scaled, session.cell, session.event, o.stratum, session.arrays["beta"], terms)
+    return Answer(session.coarse, total, len(o), groups=session.everybody, numbers=session.numbers, counted=True)
 
 
 def _table(session: AnalysisSession) -> Answer:
     """Patients, events and those who leave, by stratum, group and cell."""
-    o, (cell, event, _), plan = session.outcomes, session.place, session.plan
+    o, plan = session.outcomes, session.plan
     groups, strata = session.count("group"), session.count("strata")
-    sums = table_sums(cell, event, o.group, o.stratum, groups=groups, strata=strata, cells=len(session.cells))
+    sums = table_sums(
+        session.cell, session.event, o.group, o.stratum, groups=groups, strata=strata, cells=len(session.cells)
+    )
     if plan.epsilon:  # one cell a patient: events and censored side by side; all other numbers are made of them
         table = np.stack([sums["leaving"] - sums["events"], sums["events"]])
         return Answer(session.coarse, {"table": table}, len(o), counts={"table": 1}, epsilon=plan.epsilon)
@@ -238,19 +294,15 @@ def _scores(session: AnalysisSession) -> Answer:
 
 
 def _behind(session: AnalysisSession, total: Sum) -> dict[str, np.ndarray]:
-    """The patients behind each number of a table by cell of time: the fewest who share one; exact times have no rule for cells."""
-    if session.plan.times == "exact":
+    """The patients behind each count of a table by cell of time: the fewest of a run in it; exact times have no rule for cells."""
+    if session.runs is None:
         return {}
-    o, (cell, _, shared) = session.outcomes, session.place
+    o, shared = session.outcomes, session.runs.shared
     shape = total["leaving"].shape
     fewest = np.full(shape, len(o) + 1)
-    np.minimum.at(fewest, (o.stratum, o.group, cell) if len(shape) == 3 else (o.stratum, cell), shared)
+    np.minimum.at(fewest, (o.stratum, o.group, session.cell), shared)
     fewest = np.where(fewest > len(o), 0, fewest)
-    return {
-        name: fewest.reshape(*shape, *[1] * (value.ndim - len(shape)))
-        for name, value in total.items()
-        if value.shape[: len(shape)] == shape
-    }
+    return {name: fewest for name, value in total.items() if value.shape == shape}
 
 
 STEPS: dict[str, Callable[[AnalysisSession], Answer]] = {

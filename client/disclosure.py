@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,30 +39,55 @@ def shown(groups: Sequence[np.ndarray], patients: np.ndarray, least: int) -> np.
             return keep
 
 
-def spread_cells(
-    cell: np.ndarray, event: np.ndarray, group: np.ndarray, patients: np.ndarray, least: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of time `[N]` that tell of nobody when she left, and how many patients `[N]` share that with her.
+@dataclass(frozen=True)
+class Runs:
+    """Neighbouring cells of time taken together: for each patient her `cell [N]` and `run [N]`; of each run its `low` and `high`
+    cell, and its `group`, `[R]` each.
+
+    Cells are spread over a run: of a run its ends leave, and how many died.
+    """
+
+    cell: np.ndarray
+    run: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    group: np.ndarray
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Patients `[N]` in each patient's run."""
+        return np.bincount(self.run, minlength=len(self.low))[self.run]
+
+    def even(self, by_run: np.ndarray, groups: int, cells: int) -> np.ndarray:
+        """Sums over runs `[R, ...]` given in equal parts to their cells: `[groups, cells, ...]`."""
+        out = np.zeros((groups, cells, *by_run.shape[1:]))
+        for r, value in enumerate(by_run):
+            out[self.group[r], self.low[r] : self.high[r] + 1] += value / (self.high[r] + 1 - self.low[r])
+        return out
+
+
+def spread_cells(cell: np.ndarray, event: np.ndarray, group: np.ndarray, patients: np.ndarray, least: int) -> Runs:
+    """Cells of time that tell of nobody when she left.
 
     Neighbouring cells of a group are taken together into runs of at least `least` patients, so that times change least
-    (univariate microaggregation as a shortest path, Hansen & Mukherjee 2003). Within a run events, and those who are censored, are spread evenly over
-    its cells in an order of names that knows no times: of a run its ends leave, and how many died. A group of fewer
-    patients is one run; `shown` has left it out.
+    (univariate microaggregation as a shortest path, Hansen & Mukherjee 2003). Within a run events, and those who are
+    censored, are spread evenly over its cells in an order of names that knows no times. A group of fewer patients is one
+    run; `shown` has left it out.
     """
-    shared = np.ones(len(cell), dtype=np.int64)
-    if least <= 1 or not len(cell):
-        return cell, shared
-    out, order = cell.copy(), _by_digest(patients)
+    out, run, order = cell.copy(), np.zeros(len(cell), dtype=np.int64), _by_digest(patients)
+    spans: list[tuple[int, int, int]] = []
     for g in np.unique(group):
         rows = np.flatnonzero(group == g)
         for low, high in _runs(cell[rows], least):
-            run = rows[(cell[rows] >= low) & (cell[rows] <= high)]
+            members = rows[(cell[rows] >= low) & (cell[rows] <= high)]
             for kind in (0, 1):
-                mine = run[event[run] == kind]
+                mine = members[event[members] == kind]
                 mine = mine[np.argsort(order[mine])]
                 out[mine] = low + np.floor((np.arange(len(mine)) + 0.5) * (high + 1 - low) / max(len(mine), 1))
-            shared[run] = len(run)
-    return out, shared
+            run[members] = len(spans)
+            spans.append((low, high, int(g)))
+    first, last, of = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+    return Runs(out, run, first, last, of)
 
 
 def _runs(cell: np.ndarray, least: int) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ class Answer:
     broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
     for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
     names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
+    `counted`: every such answer tells more of the same patients, so the site counts them.
     """
 
     config: wire.Config
@@ -45,6 +46,7 @@ class Answer:
     groups: tuple[frozenset[str], ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     epsilon: float = 0.0
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ class Door:
                     "lower training.learning_rate, set training.clip_norm, or run `oncofed site check`"
                 )
         if answer.groups and not answer.epsilon:
-            ReleasedGroups(self.log.parent / "released", self.site).check(answer.groups, self.policy.min_cell, kind)
+            memory = ReleasedGroups(self.log.parent / "released", self.site)
+            memory.check(answer.groups, self.policy.min_cell, kind)
+            if answer.counted and self.policy.min_cell > 1:
+                memory.count(answer.groups[0], self.policy.max_newton_steps, kind)
         content = wire.reply(self.site, config, total)
         self._write(kind, config, total or {}, patients)
         return content

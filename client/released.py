@@ -42,6 +42,17 @@ class ReleasedGroups:
         for name, group in fresh.items():
             write_text(self.folder / name, "\n".join(sorted(group)) + "\n")
 
+    def count(self, group: frozenset[str], most: int, kind: str) -> None:
+        """Count a question whose answer tells more of the same patients each time; raise `Refusal` beyond `most` of them."""
+        file = self.folder.with_name("questions") / _digest(group)
+        asked = int(file.read_text()) if file.exists() else 0
+        if asked >= most:
+            raise Refusal(
+                f"site {self.site}: '{kind}' was answered {asked} times about these patients, its policy allows {most} in all "
+                "(max_newton_steps)"
+            )
+        write_text(file, str(asked + 1))
+
 
 def _digest(group: frozenset[str]) -> str:
     return hashlib.sha256("\n".join(sorted(group)).encode()).hexdigest()[:32]

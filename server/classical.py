@@ -101,8 +101,10 @@ def tables(questions: Questions) -> dict[str, Any]:
         found["logrank"] = log_rank(total, cells, shown, plan.rho).as_dict() | {"strata_names": strata}
         if plan.epsilon:
             rng = np.random.default_rng(0)  # of tables that nobody's patients are in
-            noise = {"epsilon": plan.epsilon, "noises": len(questions.members)}
-            found["logrank"]["p"] = simulated_p(total, cells, shown, plan.rho, rng=rng, **noise)
+            noises = len(questions.members)
+            found["logrank"]["p"] = simulated_p(
+                total, cells, shown, plan.rho, epsilon=plan.epsilon, noises=noises, rng=rng
+            )
     return found
 
 
@@ -131,8 +133,10 @@ def cox(questions: Questions) -> dict[str, Any]:
     fit = fit.on_scale(mean, sd)
     exact = plan.times == "exact"
     times = cells.starts if exact else np.minimum(cells.ends, plan.end)
-    checked = check_proportional_hazards(fit, times, plan.transform, 1 if exact else EVENTS_EACH)
-    found = {"cox": fit.as_dict(times, [name or "all patients" for name in strata], checked.as_dict())}
+    checked = None  # where sites do not tell covariates of events by time
+    if not questions.merged:
+        checked = check_proportional_hazards(fit, times, plan.transform, 1 if exact else EVENTS_EACH).as_dict()
+    found = {"cox": fit.as_dict(times, [name or "all patients" for name in strata], checked)}
     if plan.test:
         found["evaluation"] = evaluate(questions, sent | {"beta": fit.beta_P}, times)
     return found
@@ -149,12 +153,8 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
     within = {"value": concordant / comparable if comparable else None, "pairs": comparable}
     found: dict[str, Any] = {"c_index_within_sites": within, "by_site": {}}
     for site, p in pairs.items():
-        value = float(p["concordant"][0] / p["comparable"][0]) if p["comparable"][0] else None
-        found["by_site"][site] = {
-            "patients": float(p["patients"][0]),
-            "pairs": float(p["comparable"][0]),
-            "value": value,
-        }
+        own = float(p["concordant"][0] / p["comparable"][0]) if p["comparable"][0] else None
+        found["by_site"][site] = {"patients": float(p["patients"][0]), "pairs": float(p["comparable"][0]), "value": own}
     shape = (1, 2, BINS, len(time_edges) + 1)
     tables = questions.by_site("scores", sent | {"risk_edges": risk_edges, "time_edges": time_edges}, {"table": shape})
     if tables:

@@ -171,12 +171,11 @@ class Pooled:
         ]
         most = max(len(r.patients) for r in rows)
         rows = [r for r in rows if len(r.patients) == most]  # a fold with fewer groups has others
-        weight = np.stack([r.patients for r in rows])
-        keys = ("predicted", "observed", "lower", "upper")
-        told = {
-            k: ratio((np.nan_to_num(np.stack([getattr(r, k) for r in rows])) * weight).sum(0), weight.sum(0))
-            for k in keys
-        }
+        weight = np.maximum(np.stack([r.patients for r in rows]), 0.0)
+        told = {}
+        for k in ("predicted", "observed", "lower", "upper"):
+            values = np.stack([getattr(r, k) for r in rows])  # what one fold does not know of its patients is unknown
+            told[k] = ratio((np.where(weight > 0, values, 0.0) * weight).sum(0), weight.sum(0))
         # an interval of the mean of independent folds is narrower than those of the folds
         for side in ("lower", "upper"):
             told[side] = told["observed"] + (told[side] - told["observed"]) / np.sqrt(len(rows))

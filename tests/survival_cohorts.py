@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from oncofed.common.evaluation.edges import risk_bins, time_bins
+from oncofed.common.evaluation.edges import noisy_time_bins, risk_bins, time_bins
 from oncofed.common.evaluation.table import RiskTimeTable, risk_time_table
 from oncofed.common.survival import RISK_EDGES, TimeGrid, coarsen, event_table, initial_log_baseline
 from sksurv import datasets
@@ -28,6 +28,7 @@ class Cohort:
     event: np.ndarray
     risk_counts: np.ndarray
     event_counts: np.ndarray
+    exposure: np.ndarray
     log_baseline: np.ndarray
     grid: TimeGrid
 
@@ -39,6 +40,24 @@ class Cohort:
         """The table on edges from the training patients."""
         edges, means = risk_bins(self.risk_counts, R)
         times = time_bins(self.event_counts, T, horizons)
+        return RiskTimeTable(self.counts(edges[0], times)[None], edges, times, means)
+
+    def noisy_table(
+        self, R: int, T: int, noises: int = 1, epsilon: float = 1.0, horizons: tuple[float, ...] = ()
+    ) -> RiskTimeTable:
+        """The table, without noise, on edges that are made for it, from the training patients."""
+        edges, means = risk_bins(self.risk_counts, R)
+        n = float(len(self.risk))
+        times = noisy_time_bins(
+            self.event_counts,
+            self.exposure,
+            T,
+            horizons,
+            patients=n,
+            risk_bins=R,
+            epsilon=epsilon,
+            noises=noises,
+        )
         return RiskTimeTable(self.counts(edges[0], times)[None], edges, times, means)
 
     def counts(self, risk_edges: np.ndarray, time_edges: np.ndarray) -> np.ndarray:
@@ -67,12 +86,12 @@ def cohort(name: str, held_out: bool = False, seed: int = 0) -> Cohort:
     train, test = (order[::2], order[1::2]) if held_out else (order, order)
     model = CoxPHSurvivalAnalysis(alpha=0.1).fit(x[train], Surv.from_arrays(event[train].astype(bool), time[train]))
     risk = (x - x[train].mean(0)) @ model.coef_
-    events, _ = event_table(time[train], event[train], np.zeros(len(train), dtype=int), 1)
+    events, seen = event_table(time[train], event[train], np.zeros(len(train), dtype=int), 1)
     grid = TimeGrid.from_events(events[0], 20)
     exposure = (grid.exposure(time[train]) * np.exp(risk[train])[:, None]).sum(0, keepdims=True)
     baseline = initial_log_baseline(coarsen(events, grid), exposure)[0]
     bins = np.bincount(np.searchsorted(RISK_EDGES, risk[train]), minlength=len(RISK_EDGES) + 1)
-    return Cohort(risk[test], time[test], event[test], bins[None].astype(float), events, baseline, grid)
+    return Cohort(risk[test], time[test], event[test], bins[None].astype(float), events, seen, baseline, grid)
 
 
 def simulated(n: int, seed: int = 0) -> Cohort:
@@ -81,6 +100,7 @@ def simulated(n: int, seed: int = 0) -> Cohort:
     risk = rng.normal(size=(n, 20)) @ np.full(20, 1.2 / 20**0.5)
     lived, seen = rng.exponential(30 * np.exp(-risk)), rng.uniform(5, 90, n)
     time, event = np.minimum(lived, seen), (lived <= seen).astype(int)
-    events, _ = event_table(time, event, np.zeros(n, dtype=int), 1)
+    events, seen_for = event_table(time, event, np.zeros(n, dtype=int), 1)
     bins = np.bincount(np.searchsorted(RISK_EDGES, risk), minlength=len(RISK_EDGES) + 1)
-    return Cohort(risk, time, event, bins[None].astype(float), events, np.array([-np.log(30)]), TimeGrid((0.0,)))
+    baseline = np.array([-np.log(30)])
+    return Cohort(risk, time, event, bins[None].astype(float), events, seen_for, baseline, TimeGrid((0.0,)))

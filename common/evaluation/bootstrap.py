@@ -23,14 +23,20 @@ def interval(
     epsilon: float = 0.0,
     noises: int = 1,
     level: float = 0.95,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Point estimate and lower and upper limits of a statistic of summed counts, each of the statistic's shape.
 
-    `statistic` takes counts with one leading axis more, `[draws, *counts.shape]`, and gives `[draws, ...]`. Without
-    noise the limits are percentiles over Poisson draws. With `epsilon` > 0 the counts hold `noises` two-sided geometric
-    noises each (1 where the sites share one, else one a site), and the interval is parametric: the spread of the
-    counts is Poisson's plus that of as much noise drawn anew, around the counts as they are.
-    Limits are NaN where the statistic is known in fewer than half of the draws.
+    `statistic` takes counts with one leading axis more, `[draws, *counts.shape]`, and gives `[draws, ...]`.
+    Without noise draws are Poisson, and the limits are percentiles moved so that the median of the draws is at the
+    point: a patient who is drawn twice is as good as tied with her copy, which takes a C-index towards 1/2, the more the
+    fewer patients there are.
+    With `epsilon` > 0 the counts hold `noises` two-sided geometric noises each (1 where the sites share one, else one a
+    site), and the bootstrap is parametric: the spread of the counts is Poisson's plus that of as much noise drawn anew,
+    around the counts as they are. Percentiles then stay where they are: copies are nothing beside noise, and a point that
+    noise took far off would take limits along that hold the truth (measured: at 60 patients 0.88 of them instead of 0.95).
+    Limits are kept within `bounds`, (0, 1) for a probability; NaN where the statistic is known in fewer than half of the
+    draws.
     """
     point = statistic(counts[None])[0]
     held = max(1, CHUNK // counts.size)
@@ -42,7 +48,9 @@ def interval(
     known = (~np.isnan(values)).mean(0) >= 0.5
     tail = (1.0 - level) / 2
     filled = np.where(known, values, 0.0)
-    low, high = np.nanquantile(filled, [tail, 1.0 - tail], axis=0)
+    low, middle, high = np.nanquantile(filled, [tail, 0.5, 1.0 - tail], axis=0)
+    moved = point - middle if epsilon <= 0 else 0.0
+    low, high = np.clip(low + moved, *bounds), np.clip(high + moved, *bounds)
     return point, np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 

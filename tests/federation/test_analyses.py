@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Message, RecordDict
 from lifelines import CoxPHFitter, KaplanMeierFitter
 from lifelines.statistics import logrank_test, multivariate_logrank_test
+from oncofed.client.app import app as client_app
+from oncofed.client.release import Answer, Door
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
 from oncofed.common.plan import Plan
 from oncofed.deploy.analyse import analyse
+from oncofed.deploy.engine import InProcessGrid
 from oncofed.server.roster import NotEnoughSites
 from toy_outcomes import analyse_at_hospitals, deal, rossi
 
@@ -139,8 +144,75 @@ def test_curves_behind_policies_are_coarser_and_hardly_off(table: pd.DataFrame, 
         assert off.max() < 0.08
 
 
-def released_cells(work: Path, site: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (work / site / "release-log.jsonl").read_text().splitlines()]
+def sent_by(site: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sum]]:
+    """What leaves a site from now on: step and sum."""
+    sent: list[tuple[str, Sum]] = []
+    release = Door.release
+
+    def listen(door: Door, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
+        content = release(door, kind, stamp, answer)
+        if door.site == site:
+            sent.append((str(stamp["step"]), wire.read_arrays(content)))
+        return content
+
+    monkeypatch.setattr(Door, "release", listen)
+    return sent
+
+
+def test_a_cox_regression_behind_policies_tells_of_runs_alone(
+    table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = deal(table, owners(len(table), 3), tmp_path / "sites")
+    keys = {"covariates": ("fin", "age", "prio"), "grid_months": 2.0, "horizon_months": 50.0, "ties": "breslow"}
+    plan = Plan(kind="cox", out=str(tmp_path / "out"), **keys)  # type: ignore[arg-type]
+    sent = sent_by("Site 0", monkeypatch)
+    behind = analyse_at_hospitals(plan, root, tmp_path / "work")["cox"]
+    open_ = analyse(plan, root)["cox"]
+    # coarser times cost little beside the standard error
+    off = np.abs(np.array(behind["coef"]) - np.array(open_["coef"])) / np.array(open_["se"])
+    assert off.max() < 0.75
+    assert behind["proportional_hazards"] is None
+    (newton, *_) = [s for step, s in sent if step == "cox"]
+    weights = newton["left/0"][0]
+    assert len(np.unique(weights.round(9))) <= 1 + (owners(len(table), 3) == 0).sum() // 11
+    assert np.count_nonzero(newton["event_x"][0].any(axis=1)) == 1
+    mine = table[owners(len(table), 3) == 0]
+    assert weights.sum() == pytest.approx(len(mine))  # at coefficients of 0
+
+
+def test_efrons_ties_would_tell_of_single_events_and_are_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    plan = Plan(kind="cox", covariates=("age",), horizon_months=50, out=str(tmp_path / "out"))
+    with pytest.raises(NotEnoughSites, match="set ties = 'breslow'"):
+        analyse_at_hospitals(plan, root, tmp_path / "work")
+
+
+def test_coefficients_that_single_out_a_patient_get_no_answer(table: pd.DataFrame, tmp_path: Path) -> None:
+    """With a weight of exp(5 years) all of a run's sum is its oldest men's."""
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=50, out=str(tmp_path / "out"))
+    asked = {"mean": np.array([24.0]), "sd": np.array([1.0])}
+    fine = ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked | {"beta": np.array([0.05])})
+    assert "arrays" in fine.array_records
+    told = ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked | {"beta": np.array([5.0])})
+    assert "a few patients would outweigh" in str(told.config_records["from"]["refusal"])
+
+
+def test_newton_steps_about_one_group_are_counted(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites", "max_newton_steps = 3\n")
+    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=50, out=str(tmp_path / "out"))
+    asked = {"mean": np.array([24.0]), "sd": np.array([6.0]), "beta": np.zeros(1)}
+    answers = [ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked) for _ in range(4)]
+    assert ["arrays" in a.array_records for a in answers] == [True, True, True, False]
+
+
+def ask_site(plan: Plan, site: Path, work: Path, step: str, arrays: Sum) -> RecordDict:
+    """One message of a coordinator who follows no protocol."""
+    content = wire.request({"plan_json": plan.model_dump_json(), "step": step, "levels": [], "round": 1}, arrays)
+    node: list[dict[str, bool | int | float | str]] = [{"site-dir": str(site), "work-dir": str(work)}]
+    grid = InProcessGrid(client_app, node, {})
+    (reply,) = grid.send_and_receive([Message(content, 1000, wire.ANALYSE)])
+    return reply.content
 
 
 def test_three_patients_of_a_cancer_cannot_be_had_from_any_two_answers(table: pd.DataFrame, tmp_path: Path) -> None:

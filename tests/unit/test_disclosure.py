@@ -56,7 +56,8 @@ def test_a_site_of_few_shows_nobody() -> None:
 def test_no_cell_of_time_is_anybodys_own(cell: list[int], least: int, seed: int) -> None:
     cells, rng = np.array(cell, dtype=np.int64), np.random.default_rng(seed)
     group, event = rng.integers(0, 2, (2, len(cells)))
-    out, shared = spread_cells(cells, event, group, NAMES[: len(cells)], least)
+    runs = spread_cells(cells, event, group, NAMES[: len(cells)], least)
+    out, shared = runs.cell, runs.shared
     for g in np.unique(group):
         mine = group == g
         assert (shared[mine] >= min(least, mine.sum())).all()
@@ -71,7 +72,8 @@ def test_within_a_run_all_that_is_told_is_how_many() -> None:
     first, second = (np.concatenate([[0], rng.integers(0, 10, 10), [9]]) for _ in range(2))
     tables = []
     for cells in (first, second):
-        out, shared = spread_cells(cells, event, np.zeros(12), NAMES[:12], 11)
+        runs = spread_cells(cells, event, np.zeros(12), NAMES[:12], 11)
+        out, shared = runs.cell, runs.shared
         assert (shared == 12).all()
         tables.append(np.stack([np.bincount(out[event == e], minlength=10) for e in (0, 1)]))
     np.testing.assert_array_equal(*tables)
@@ -80,16 +82,30 @@ def test_within_a_run_all_that_is_told_is_how_many() -> None:
 def test_runs_change_times_least() -> None:
     """Eleven at the start and eleven at the end are two runs, and a crowd keeps its own cell."""
     cells = np.repeat([0, 1, 20, 21, 40], [6, 5, 5, 6, 50])
-    out, shared = spread_cells(cells, np.zeros(72), np.zeros(72), NAMES[:72], 11)
+    runs = spread_cells(cells, np.zeros(72), np.zeros(72), NAMES[:72], 11)
+    out, shared = runs.cell, runs.shared
     assert (out[cells == 40] == 40).all()
     assert shared.tolist() == [11] * 22 + [50] * 50
     assert set(out[:11]) <= {0, 1}
     assert set(out[11:22]) <= {20, 21}
 
 
-def test_no_rule_changes_nothing() -> None:
+def test_sums_of_runs_in_equal_parts_add_up() -> None:
+    rng = np.random.default_rng(0)
+    cells, group, value = rng.integers(0, 20, 100), rng.integers(0, 2, 100), rng.normal(size=100)
+    runs = spread_cells(cells, np.zeros(100), group, NAMES[:100], 11)
+    by_run = np.bincount(runs.run, value, len(runs.low))
+    even = runs.even(by_run, 2, 20)
+    for g in (0, 1):
+        assert even[g].sum() == pytest.approx(value[group == g].sum())
+        # whatever is told of a cell is a share of a whole run
+        inside = [(low, high) for low, high, of in zip(runs.low, runs.high, runs.group, strict=True) if of == g]
+        assert all(np.ptp(even[g, low : high + 1]) == 0 for low, high in inside)
+
+
+def test_without_a_rule_cells_stay() -> None:
     cells = np.array([3, 1, 2])
-    assert spread_cells(cells, np.zeros(3), np.zeros(3), NAMES[:3], 1)[0] is cells
+    assert spread_cells(cells, np.zeros(3), np.zeros(3), NAMES[:3], 1).cell.tolist() == [3, 1, 2]
 
 
 def test_two_tables_that_differ_by_three_patients_are_not_both_released(tmp_path: Path) -> None:
