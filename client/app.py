@@ -12,8 +12,8 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from oncofed.client import answers, score
-from oncofed.client.analyse import AnalysisSession
 from oncofed.client.analyse import analyse as answer_analysis
+from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.release import Answer, Door

@@ -28,7 +28,12 @@ class Ledger:
         """Epsilon of all releases so far."""
         if not self.file.exists():
             return 0.0
-        return sum(float(json.loads(line)["epsilon"]) for line in self.file.read_text().splitlines())
+        try:
+            return sum(float(json.loads(line)["epsilon"]) for line in self.file.read_text().splitlines())
+        except (ValueError, KeyError, TypeError):
+            raise Refusal(
+                f"site {self.site}: its ledger {self.file.name} cannot be read, so nobody knows what is spent; the site's engineer must mend it"
+            ) from None
 
     def charge(self, purpose: str, epsilon: float) -> None:
         """Book a release before it happens; raises `Refusal` where the budget does not hold it, and books nothing."""

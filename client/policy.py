@@ -24,10 +24,12 @@ class Policy(BaseModel):
     rounding: int = Field(1, ge=1, description="counts in tables leave as multiples of this; 1: as they are")
     exact_times: bool = Field(False, description="exact event times may leave, for analyses that ask for them")
     max_newton_steps: int = Field(
-        60,
+        12,
         ge=0,
-        description="steps of Cox regressions about one group of patients, over all analyses: each tells more of them",
+        description="steps of Cox regressions about one group of patients, over all analyses; each tells three sums of a covariate, so a "
+        "run of intervals holds more than three times as many patients",
     )
+    min_grid_months: float = Field(1.0, ge=0, description="no interval of an analysis is narrower")
     own_model: bool = Field(
         False, description="a model trained here alone may leave and be scored at other sites (analysis.cross_site)"
     )

@@ -35,7 +35,8 @@ class Answer:
     broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
     for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
     names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
-    `counted`: every such answer tells more of the same patients, so the site counts them.
+    `events` are those of them who had the event, group by group, and `grid` how fine their times are told. `counted`: every such
+    answer tells more of the same patients, so the site counts them.
     """
 
     config: wire.Config
@@ -44,6 +45,8 @@ class Answer:
     cells: Mapping[str, np.ndarray] = field(default_factory=dict)
     numbers: int = 1
     groups: tuple[frozenset[str], ...] = ()
+    events: tuple[frozenset[str], ...] = ()
+    grid: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     epsilon: float = 0.0
     counted: bool = False
@@ -65,6 +68,23 @@ class Door:
     def admit_plan(self, kind: str, plan: Plan) -> None:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
+        p = self.policy
+        if plan.times == "grid" and plan.grid_months < p.min_grid_months:
+            raise Refusal(
+                f"site {self.site}: grid_months = {plan.grid_months:g} is finer than the {p.min_grid_months:g} that its policy wants "
+                "(min_grid_months)"
+            )
+        if plan.times == "grid" and p.min_cell > 1 and not plan.epsilon:
+            if plan.end % plan.grid_months > 1e-9 and plan.grid_months - plan.end % plan.grid_months > 1e-9:
+                raise Refusal(
+                    f"site {self.site}: horizon_months = {plan.end:g} is no multiple of grid_months = {plan.grid_months:g}, and the last "
+                    "interval would be finer"
+                )
+            if plan.kind == "cox" and plan.ties != "breslow":
+                raise Refusal(
+                    f"site {self.site}: Efron's ties need sums over the few events of an interval, its policy wants {p.min_cell} patients "
+                    "behind each (min_cell); set ties = 'breslow'"
+                )
         if plan.times == "exact" and not self.policy.exact_times:
             raise Refusal(
                 f"site {self.site}: times = 'exact' lets event times leave, its policy does not (exact_times); use times = 'grid'"
@@ -114,10 +134,10 @@ class Door:
         wanted = self.policy.min_cell if kind in TABLES else self.policy.min_patients
         if answer.epsilon:
             wanted = 0
-        total = self._noisy(kind, answer) if answer.epsilon else self._withhold(kind, answer)
+        total = self._noisy(kind, config, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(
-                f"site {self.site}: {patients} patients behind '{kind}' are fewer than the {wanted} that its policy wants"
+                f"site {self.site}: fewer patients are behind '{kind}' than the {wanted} that its policy wants"
             )
         for name, value in (total or {}).items():
             if not all_finite(value):
@@ -125,14 +145,21 @@ class Door:
                     f"site {self.site}: '{kind}' has {int((~np.isfinite(value)).sum())} values that are not finite in '{name}'; "
                     "lower training.learning_rate, set training.clip_norm, or run `oncofed site check`"
                 )
-        if answer.groups and not answer.epsilon:
-            memory = ReleasedGroups(self.log.parent / "released", self.site)
-            memory.check(answer.groups, self.policy.min_cell, kind)
-            if answer.counted and self.policy.min_cell > 1:
-                memory.count(answer.groups[0], self.policy.max_newton_steps, kind)
+        if answer.groups and not answer.epsilon and self.policy.min_cell > 1:
+            self._remember(kind, answer)
         content = wire.reply(self.site, config, total)
         self._write(kind, config, total or {}, patients)
         return content
+
+    def _remember(self, kind: str, answer: Answer) -> None:
+        """Refuse what together with an earlier table would single patients out, and remember this one."""
+        memory = ReleasedGroups(self.log.parent / "released", self.site)
+        memory.check(answer.groups, self.policy.min_cell, kind)
+        memory.check(answer.events, self.policy.min_cell, kind, "patients with the event")
+        if answer.grid:
+            memory.same(answer.groups[0], answer.grid, kind)
+        if answer.counted:
+            memory.count(answer.groups[0], self.policy.max_newton_steps, kind)
 
     def _withhold(self, kind: str, answer: Answer) -> Sum | None:
         """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow; counts rounded."""
@@ -151,7 +178,7 @@ class Door:
             total[name] = np.rint(total[name] / p.rounding) * p.rounding
         return total
 
-    def _noisy(self, kind: str, answer: Answer) -> Sum:
+    def _noisy(self, kind: str, config: wire.Config, answer: Answer) -> Sum:
         """Counts with noise, its cost booked first; each table gets an equal share of epsilon."""
         from oncofed.client.noise import geometric
 
@@ -161,9 +188,9 @@ class Door:
                 f"site {self.site}: '{kind}' with noise may hold tables of counts alone, not {sorted(set(total) - set(answer.counts))}"
             )
         if not self.simulated:
-            purpose = f"{kind} {answer.config.get('step', '')}".strip()
+            purpose = " ".join(str(config[k]) for k in ("study", "analysis", "plan", "step") if config.get(k))
             Ledger(self.log.parent / "ledger.jsonl", self.site, self.policy.epsilon_budget).charge(
-                purpose, answer.epsilon
+                f"{kind} {purpose}", answer.epsilon
             )
         share = answer.epsilon / len(total)
         return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
@@ -180,6 +207,7 @@ class Door:
             "time": _now(),
             "kind": kind,
             "study": config.get("study", ""),
+            **{k: config[k] for k in ("analysis", "plan", "step") if k in config},
             "fold": config.get("fold", -1),
             "round": config.get("round", 0),
             "patients": patients,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from oncofed.client.data.cohort import Cohort
+from oncofed.client.data.outcomes import Outcomes
 from oncofed.common.models.build import Model, Sizes, build_empty
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
@@ -23,6 +24,7 @@ class Resident:
         self._model: Model | None = None
         self._panels: dict[Path, GenePanel] = {}
         self._cohorts: dict[Path, tuple[Hashable, Cohort]] = {}
+        self._outcomes: dict[Path, tuple[Hashable, Outcomes]] = {}
 
     def model(self, study: Study, sizes: Sizes, device: torch.device, phase: str) -> Model:
         """A model of that shape with whatever weights it had before."""
@@ -45,4 +47,11 @@ class Resident:
         known = self._cohorts.get(work)
         if known is None or known[0] != key:
             self._cohorts[work] = known = (key, open_())
+        return known[1]
+
+    def outcomes(self, work: Path, key: Hashable, read: Callable[[], Outcomes]) -> Outcomes:
+        """The patients that an analysis last saw at the site of `work`, while its key stays the same."""
+        known = self._outcomes.get(work)
+        if known is None or known[0] != key:
+            self._outcomes[work] = known = (key, read())
         return known[1]

@@ -29,6 +29,10 @@ CURVE_MONTHS = (12.0, 36.0, 60.0)
 
 def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
+    if session.study.evaluation.epsilon and not session.ask.get("validation"):
+        raise Refusal(
+            f"site {session.site.name}: the study evaluates with noise (evaluation.epsilon), so nothing of held-out patients leaves without"
+        )
     if session.ask.get("final"):
         write_predictions(session, scored_model(session))  # the hospital's own, whatever it lets show
     cohort = counted(session)
@@ -50,7 +54,7 @@ def evaluate(session: Session) -> Answer:
                     rows.append(objective.sums(without, objective.losses(model, without, batch), batch, cancers))
                 for key in ("loss", objective.hits):
                     total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
-    return Answer({}, total, len(cohort), groups=groups_of(cohort) if session.ask.get("final") else ())
+    return Answer({}, total, len(cohort), groups=groups_of(cohort))
 
 
 def counted(session: Session) -> Cohort:

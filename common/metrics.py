@@ -34,12 +34,17 @@ def pair_counts(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> tuple[
 
 
 def pair_table(risk: np.ndarray, time: np.ndarray, event: np.ndarray, cancer: np.ndarray, cancers: int) -> np.ndarray:
-    """Comparable pairs within each cancer type `[3, C]`: concordant, discordant, tied in risk; whole numbers."""
-    out = np.zeros((3, cancers))
+    """Comparable pairs within each cancer type as whole numbers `[2, C]`: twice the concordant and twice the others, ties in risk in both.
+
+    A patient is in fewer pairs than her cancer type has patients n, and each changes the two numbers by 2 together: 2 n bounds
+    what one patient changes (L1). C is the first over the sum of both.
+    """
+    out = np.zeros((2, cancers))
     for c in np.unique(cancer):
         rows = cancer == c
         pairs, r = comparable_pairs(time[rows], event[rows]), risk[rows]
-        out[:, c] = [(pairs & t).sum() for t in (r[:, None] > r, r[:, None] < r, r[:, None] == r)]
+        above, below, tied = ((pairs & t).sum() for t in (r[:, None] > r, r[:, None] < r, r[:, None] == r))
+        out[:, c] = 2 * above + tied, 2 * below + tied
     return out
 
 

@@ -18,13 +18,16 @@ from pydantic import Field, ValidationError, model_validator
 SITE, CANCER = "site", "cancer_type"
 """Groupings that are no covariates: the hospital itself, and the cancer type of the clinical table."""
 
-LISTS = ("covariates", "strata", "where", "test", "horizons")
+MOST_CELLS = 2000
+"""Intervals of a grid."""
+
+LISTS = ("covariates", "strata", "where", "test")
 
 GRID_END = 120.0
 """Months at which follow-up ends on a grid, unless the plan says otherwise."""
 
 
-class Plan(Section):
+class Plan(Section, allow_inf_nan=False):
     """One analysis. A grouping is `site`, `cancer_type`, a column whose values are its levels, or `column=level|level`."""
 
     kind: Literal["cox", "km", "logrank"] = Field(
@@ -65,7 +68,6 @@ class Plan(Section):
         "km", description="of time, against which the check of proportional hazards looks for a trend"
     )
     rho: float = Field(0.0, ge=0, description="of the log-rank test: weights S(t)^rho; 0: log-rank, 1: Peto and Peto")
-    horizons: tuple[float, ...] = Field((12.0, 36.0, 60.0), description="months at which a fit is evaluated")
     epsilon: float = Field(0.0, ge=0, description="differential privacy of km and logrank: cost to a patient; 0: none")
     min_sites: int = Field(2, ge=1, description="fewer good answers stop the analysis")
     wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
@@ -99,6 +101,10 @@ class Plan(Section):
                 "epsilon is for curves and log-rank tests on a grid: Newton terms of a Cox model with noise enough "
                 "for differential privacy say nothing (design: privacy, 1.2); set epsilon = 0"
             )
+        if self.times == "grid" and len(self.starts) > MOST_CELLS:
+            raise ValueError(
+                f"grid_months = {self.grid_months} makes {len(self.starts)} intervals, at most {MOST_CELLS} are asked for; widen it"
+            )
         columns = [Grouping.parse(g).column for g in (*([self.group] if self.group else []), *self.strata)]
         if len(set(columns)) < len(columns):
             raise ValueError(f"a column groups twice: {columns}")
@@ -111,10 +117,10 @@ class Plan(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns whose values a hospital must allow to be heard: those of groupings and of filters."""
-        named = [g.column for g in self.groupings if g.column != SITE]
-        named += [Grouping.parse(text).column for text in (*self.where, *self.test)]
-        return tuple(dict.fromkeys(named))
+        """Columns whose values a hospital must allow to be heard: those of groupings, filters and covariates with levels."""
+        named = [g.column for g in (*self.groupings, *map(Grouping.parse, (*self.where, *self.test)))]
+        named += [c.column for c in parse_covariates(self.covariates) if c.levels]
+        return tuple(dict.fromkeys(column for column in named if column != SITE))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -176,6 +182,6 @@ class Grouping(Section):
             Covariate.parse(f"{column}={rest}|\x00")
         else:
             levels = Covariate.parse(text).levels
-        if "" in levels or len(set(levels)) < len(levels):
+        if "" in levels or len({level.lower() for level in levels}) < len(levels):
             raise ValueError(f"{text!r} needs different levels, as in 'sex=female|male'")
         return cls(column=column, levels=levels)

@@ -74,6 +74,16 @@ class Study(Section):
                 "fusion.rna_encoder = 'gene_moe'"
             )
         a = self.analysis
+        if self.evaluation.epsilon and (self.task.kind != "survival" or not self.evaluation.tables):
+            raise ValueError(
+                "evaluation.epsilon puts noise on the table of risk and time, which survival has; set evaluation.tables = true and task.kind "
+                "= 'survival', or epsilon = 0"
+            )
+        if self.evaluation.epsilon and (a.cross_site or a.ablation or self.splits.validation):
+            raise ValueError(
+                "with evaluation.epsilon nothing of patients who are kept aside leaves without noise: leave out analysis.cross_site, "
+                "analysis.ablation and splits.validation"
+            )
         if "personalised" in a.cross_site and a.personal_rounds > self.training.rounds:
             raise ValueError(
                 f"analysis.personal_rounds = {a.personal_rounds} exceeds training.rounds = {self.training.rounds}, the rounds "

@@ -16,6 +16,7 @@ UPDATE_BITS, STATISTICS_BITS = 40, 30
 
 _LIMIT = 2.0**62
 _CHUNK = 1 << 15
+_FINER = 50
 
 
 class TooLarge(ValueError):
@@ -23,12 +24,17 @@ class TooLarge(ValueError):
 
 
 class Accumulator:
-    """Adds named arrays of fixed shapes. Memory: 8 bytes a number in all, however many sums are added."""
+    """Adds named arrays of fixed shapes. Memory: 8 bytes a number in all, however many sums are added.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], bits: int = UPDATE_BITS) -> None:
+    A `fine` one takes what is left below the last bit into a second integer, 50 bits further down: sums of whatever size
+    are as exact as float64 can tell.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], bits: int = UPDATE_BITS, *, fine: bool = False) -> None:
         self.bits = bits
         self.count = 0
         self._total = {name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()}
+        self._rest = {name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()} if fine else {}
         # The sum of the largest magnitudes bounds every partial total, so overflow is seen before it happens.
         self._reach = dict.fromkeys(shapes, 0.0)
 
@@ -67,14 +73,20 @@ class Accumulator:
             for at in range(0, flat.size, _CHUNK):
                 part = buffer[: min(_CHUNK, flat.size - at)]
                 np.multiply(flat[at : at + part.size], scale, out=part)
-                np.rint(part, out=part)
-                total[at : at + part.size] += part.astype(np.int64)
+                whole = np.rint(part, out=None if self._rest else part)
+                total[at : at + part.size] += whole.astype(np.int64)
+                if self._rest:
+                    rest = self._rest[name].reshape(-1)
+                    rest[at : at + part.size] += np.rint((part - whole) * 2.0**_FINER).astype(np.int64)
             self._reach[name] += peaks[name] * scale + 1.0
         self.count += 1
 
     def total(self) -> Sum:
         """The sum as float64."""
-        return {name: np.ldexp(value.astype(np.float64), -self.bits) for name, value in self._total.items()}
+        total = {name: np.ldexp(value.astype(np.float64), -self.bits) for name, value in self._total.items()}
+        for name, rest in self._rest.items():
+            total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - _FINER)
+        return total
 
     @staticmethod
     def _peak(value: np.ndarray) -> float:

@@ -20,15 +20,16 @@ from oncofed.common.classical.proportional_hazards import check_proportional_haz
 from oncofed.common.classical.risk_sets import leaving_shapes
 from oncofed.common.classical.score_residuals import residual_terms
 from oncofed.common.evaluation.bootstrap import interval
-from oncofed.common.evaluation.concordance import concordance, concordance_bounds
+from oncofed.common.evaluation.concordance import comparable, concordance, concordance_bounds
 from oncofed.common.evaluation.edges import risk_bins
 from oncofed.common.files import write_text
+from oncofed.common.metrics import ratio
 from oncofed.common.plan import Plan
 from oncofed.common.survival import RISK_EDGES
 from oncofed.server.aggregate import TooLarge
-from oncofed.server.questions import Questions, SiteLost, bits_for, check_greeting
+from oncofed.server.questions import Questions, SiteLost, check_greeting
 from oncofed.server.report.analysis import render_analysis
-from oncofed.server.roster import Roster
+from oncofed.server.roster import NotEnoughSites, Roster
 
 log = logging.getLogger("oncofed.server")
 
@@ -113,13 +114,13 @@ def cox(questions: Questions) -> dict[str, Any]:
     plan, strata = questions.plan, questions.names(questions.plan.groupings)
     names, width = plan.inputs, len(plan.inputs)
     cells, sent = cells_of(questions)
-    mean, sd, patients = questions.moments(width)
+    mean, sd = questions.moments(width)
     sent |= {"mean": mean, "sd": sd}
-    shapes, bits = leaving_shapes(width, len(strata), len(cells), plan.ties), bits_for(patients)
+    shapes = leaving_shapes(width, len(strata), len(cells), plan.ties)
 
     def ask(beta: np.ndarray) -> Sum:
         try:
-            return questions.add_up("cox", sent | {"beta": beta}, shapes, bits)
+            return questions.add_up("cox", sent | {"beta": beta}, shapes)
         except TooLarge:  # a step too far: told as such, so that a shorter one is tried
             empty = {name: np.zeros(shape) for name, shape in shapes.items()}
             return empty | {"beyond": np.ones(len(strata))}
@@ -128,7 +129,7 @@ def cox(questions: Questions) -> dict[str, Any]:
     fit = fit_cox(ask, names, ties=plan.ties, penalty_P=penalty, max_steps=plan.steps)
     if plan.robust:
         terms = under("terms/", residual_terms(fit.total, plan.ties)) | {"beta": fit.beta_P}
-        outer = questions.add_up("residuals", sent | terms, {"outer": (width, width)}, bits)["outer"]
+        outer = questions.add_up("residuals", sent | terms, {"outer": (width, width)})["outer"]
         fit = fit.with_robust(outer)
     fit = fit.on_scale(mean, sd)
     exact = plan.times == "exact"
@@ -143,40 +144,58 @@ def cox(questions: Questions) -> dict[str, Any]:
 
 
 def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, Any]:
-    """C-index of a fit on the plan's test patients: of all of them together from one table, and of pairs within sites."""
-    counts = questions.add_up("risks", sent, {"risk_counts": (1, len(RISK_EDGES) + 1)})["risk_counts"]
+    """C-index of a fit on the plan's test patients, within strata: of pairs within sites, and of all sites from one table."""
+    strata = len(questions.names(questions.plan.groupings))
+    names = ("patients", "events", "concordant", "comparable")
+    pairs = questions.by_site("pairs", sent, dict.fromkeys(names, (strata,)))
+    if not pairs:
+        log.warning("no site evaluated the fit: none has test patients that it lets show")
+        return {}
+    by_site = {site: {k: float(p[k].sum()) for k in names} for site, p in pairs.items()}
+    whole = {k: sum(row[k] for row in by_site.values()) for k in names}
+    found: dict[str, Any] = {
+        "c_index_within_sites": {"value": _share(whole), "pairs": whole["comparable"]},
+        "by_site": {
+            s: {"patients": row["patients"], "pairs": row["comparable"], "value": _share(row)}
+            for s, row in by_site.items()
+        },
+    }
+    try:
+        counts = questions.add_up("risks", sent, {"risk_counts": (1, len(RISK_EDGES) + 1)})["risk_counts"]
+    except (SiteLost, NotEnoughSites):  # hospitals with a smallest cell
+        return found
     risk_edges, _ = risk_bins(counts, BINS)
-    time_edges = times[np.unique(np.linspace(0, len(times) - 1, BINS - 1).astype(int))] if len(times) > BINS else times
-    time_edges = np.unique(time_edges)
-    pairs = questions.by_site("pairs", sent, dict.fromkeys(("patients", "events", "concordant", "comparable"), (1,)))
-    concordant, comparable = (sum(float(p[k][0]) for p in pairs.values()) for k in ("concordant", "comparable"))
-    within = {"value": concordant / comparable if comparable else None, "pairs": comparable}
-    found: dict[str, Any] = {"c_index_within_sites": within, "by_site": {}}
-    for site, p in pairs.items():
-        own = float(p["concordant"][0] / p["comparable"][0]) if p["comparable"][0] else None
-        found["by_site"][site] = {"patients": float(p["patients"][0]), "pairs": float(p["comparable"][0]), "value": own}
-    shape = (1, 2, BINS, len(time_edges) + 1)
-    tables = questions.by_site("scores", sent | {"risk_edges": risk_edges, "time_edges": time_edges}, {"table": shape})
+    time_edges = times[np.unique(np.linspace(0, len(times) - 1, BINS - 1).astype(int))]
+    asked = sent | {"risk_edges": risk_edges, "time_edges": np.unique(time_edges)}
+    shape = (strata, 2, BINS, len(asked["time_edges"]) + 1)
+    tables = questions.by_site("scores", asked, {"table": shape})
     if tables:
-        table = sum(t["table"][0] for t in tables.values())
+        table = np.sum([t["table"] for t in tables.values()], axis=0)
+        weight = np.nan_to_num(comparable(table))
+
+        def mean(h: np.ndarray) -> np.ndarray:
+            return ratio((np.nan_to_num(concordance(h)) * weight).sum(-1), weight.sum())
+
         rng = np.random.default_rng(0)  # of a bootstrap of counts: nothing of patients rests on it
-        value, low, high = interval(concordance, np.asarray(table), rng, draws=500)
-        bounds = [float(b) for b in concordance_bounds(table)]
-        found["c_index"] = {"value": float(value), "low": float(low), "high": float(high), "bounds": bounds}
-        found["c_index"] |= {"sites": len(tables), "patients": float(np.sum(table))}
+        value, low, high = (float(v) for v in interval(mean, table, rng, draws=500))
+        bounds = [float(ratio((b * weight).sum(), weight.sum())) for b in concordance_bounds(table)]
+        found["c_index"] = {"value": value, "low": low, "high": high, "bounds": bounds}
+        found["c_index"] |= {"sites": len(tables), "patients": float(table.sum())}
     return found
+
+
+def _share(row: dict[str, float]) -> float | None:
+    return row["concordant"] / row["comparable"] if row["comparable"] else None
 
 
 def notes(questions: Questions) -> list[str]:
     """What a reader must know of the numbers, beside what times and noise left the hospitals."""
-    out = []
-    if questions.left_out:
-        out.append(
-            f"Patients whom too few others are like were left out at {len(questions.left_out)} sites: {', '.join(sorted(questions.left_out))}."
-        )
+    out, absent = [], sorted(set(questions.roster.sites) - questions.members)
+    if absent:
+        out.append(f"Not of all sites: {', '.join(absent)} took no part.")
     if questions.merged:
         out.append(
-            f"Neighbouring intervals of time were taken together where they held few patients, at {len(questions.merged)} sites: "
-            f"{', '.join(sorted(questions.merged))}. Times are coarser there than the grid."
+            f"{len(questions.merged)} sites leave out patients whom few others are like, and take intervals of time together until they hold "
+            f"enough: {', '.join(sorted(questions.merged))}. Times are coarser there than the grid."
         )
     return out

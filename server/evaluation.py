@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part, under
-from oncofed.common.evaluation.edges import risk_bins, time_bins
+from oncofed.common.evaluation.edges import bins_for, noisy_time_bins, risk_bins, time_bins
 from oncofed.common.evaluation.scores import predicted_survival
 from oncofed.common.survival import TimeGrid
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
 from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.statistics import Frame
+from oncofed.server.statistics import FollowUp, Frame
 
 log = logging.getLogger("oncofed.server")
 
 
 @dataclass(frozen=True)
 class FoldTable:
-    """One fold's table `counts [C, 2, R, T]` and pairs within sites `pairs [3, C]` (concordant, discordant, tied in risk).
+    """One fold's table `counts [C, 2, R, T]` and pairs within sites `pairs [2, C]` (common/metrics.py, `pair_table`).
 
-    `survival [C, R, T - 1]` is what the model predicts for a patient of each risk bin at the time edges. `sites` has each
-    site's own `table` and `pairs`.
+    `survival [C, R, T - 1]` is what the model predicts for a patient of each risk bin at the time edges, `null [C, 1, T - 1]`
+    what the training patients of her cancer type together would. `sites` has each site's own `table` and `pairs`.
     """
 
     counts: np.ndarray
@@ -37,11 +37,12 @@ class FoldTable:
     time_edges: np.ndarray
     mean_risk: np.ndarray
     survival: np.ndarray
+    null: np.ndarray
     sites: dict[str, Sum]
 
     def save(self, file: Path) -> None:
         """Write it for a report that is drawn later."""
-        arrays = {k: getattr(self, k) for k in ("counts", "pairs", "time_edges", "mean_risk", "survival")}
+        arrays = {k: getattr(self, k) for k in ("counts", "pairs", "time_edges", "mean_risk", "survival", "null")}
         for i, sums in enumerate(self.sites.values()):
             arrays |= under(f"site-{i}/", sums)
         save_arrays(file, arrays, {"sites": list(self.sites)})
@@ -59,20 +60,37 @@ def table_file(out: Path, fold: int) -> Path:
 
 
 def gather_table(
-    inquiry: Inquiry, frame: Frame, weights: Sum, explanation: Sum, events: np.ndarray
+    inquiry: Inquiry, frame: Frame, weights: Sum, explanation: Sum, follow_up: FollowUp
 ) -> FoldTable | None:
     """Ask the sites for the table of a finished model; None where nobody lets it out, with the reasons in the log.
 
-    `explanation` has the training patients' risks and the baselines that fit them, `events` their events by month.
+    `explanation` has the training patients' risks and the baselines that fit them. With noise there are fewer bins, where it harms
+    least (common/evaluation/edges.py).
     """
     wanted = inquiry.study.evaluation
     if "risk_counts" not in explanation:
         return None
-    risk_edges, mean_risk = risk_bins(explanation["risk_counts"], wanted.risk_bins)
-    time_edges = time_bins(events, wanted.time_bins, wanted.horizons)
+    risk, times, c = wanted.risk_bins, wanted.time_bins, len(inquiry.cancers)
+    if wanted.epsilon:
+        noises = len(inquiry.roster.hellos)
+        # each is held out in one fold, and half of epsilon is the table's
+        patients = float(explanation["risk_counts"].sum()) / c / max(inquiry.study.splits.folds - 1, 1)
+        risk = times = min(bins_for(patients, wanted.epsilon / 2, noises), risk, times)
+        time_edges = noisy_time_bins(
+            follow_up.events,
+            follow_up.exposure,
+            times,
+            wanted.horizons,
+            patients=patients,
+            risk_bins=risk,
+            epsilon=wanted.epsilon / 2,
+            noises=noises,
+        )
+    else:
+        time_edges = time_bins(follow_up.events, times, wanted.horizons)
+    risk_edges, mean_risk = risk_bins(explanation["risk_counts"], risk)
     asked = {"evaluation/risk_edges": risk_edges, "evaluation/time_edges": time_edges}
-    c = len(inquiry.cancers)
-    shapes = {"table": (c, 2, wanted.risk_bins, len(time_edges) + 1), "pairs": (3, c)}
+    shapes = {"table": (c, 2, risk, len(time_edges) + 1), "pairs": (2, c)}
     total, sites = Accumulator(shapes, STATISTICS_BITS), {}
     arrays = frame.arrays | under("weights/", weights) | asked
     for answer in inquiry.ask(wire.EVALUATE, frame.config | {"table": True}, arrays):
@@ -85,10 +103,11 @@ def gather_table(
         log.warning("fold %d: no site lets a table of risk and time out; there is no pooled evaluation", inquiry.fold)
         return None
     sums = total.total()
-    survival = predicted_survival(mean_risk, explanation["log_baseline"], TimeGrid(frame.grid.starts), time_edges)
-    return FoldTable(
-        sums["table"], sums["pairs"], time_edges, mean_risk, survival, {site: sites[site] for site in sorted(sites)}
-    )
+    grid = TimeGrid(frame.grid.starts)
+    survival = predicted_survival(mean_risk, explanation["log_baseline"], grid, time_edges)
+    null = predicted_survival(np.zeros((c, 1)), follow_up.log_baseline, grid, time_edges)
+    ordered = {site: sites[site] for site in sorted(sites)}
+    return FoldTable(sums["table"], sums["pairs"], time_edges, mean_risk, survival, null, ordered)
 
 
 def load_tables(out: Path, folds: list[dict[str, Any]]) -> list[FoldTable]:

@@ -47,9 +47,8 @@ class FoldRun:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
         inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
-        frame, baseline, events = gather_statistics(
-            inquiry
-        )  # also when resuming: it brings the panel to sites that came since
+        # also when resuming: it brings the panel to sites that came since
+        frame, baseline, follow_up = gather_statistics(inquiry)
         result: dict[str, Any] = {"fold": self.fold}
         rounds, before = self._train(inquiry, frame, baseline, advance, self.out)
         result |= {"pretraining": {"curve": before.curve}} if before else {}
@@ -58,7 +57,7 @@ class FoldRun:
         result["devices"] = dict(sorted(rounds.devices.items()))
         result["blocks"] = list(strategy.blocks.names)
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
-        if self.fold != ALL_PATIENTS:
+        if self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon:
             try:
                 evaluation = rounds.score(len(rounds.curve), {"final": True})
             except NotEnoughSites as error:  # what is measured of a model must not cost the model
@@ -70,7 +69,7 @@ class FoldRun:
         explanation = asked.gather()
         self._save_model(strategy, frame, explanation)
         if self.study.task.kind == "survival" and self.study.evaluation.tables and self.fold != ALL_PATIENTS:
-            table = gather_table(inquiry, frame, strategy.weights, explanation, events)
+            table = gather_table(inquiry, frame, strategy.weights, explanation, follow_up)
             if table is not None:
                 table.save(table_file(self.out, self.fold))
         ablation = asked.ablate(explanation) if self.fold != ALL_PATIENTS else None

@@ -7,22 +7,30 @@ A score is the mean over folds; a fold's models are its own. Intervals are Poiss
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from oncofed.common.classical.life_table import Cells, curves, life_tables
 from oncofed.common.classical.log_rank import log_rank
-from oncofed.common.evaluation.bootstrap import interval
-from oncofed.common.evaluation.calibration import calibration, halves
-from oncofed.common.evaluation.concordance import by_score, concordance, concordance_bounds, uno_concordance
-from oncofed.common.evaluation.scores import auc, integrated_brier, null_survival
-from oncofed.common.evaluation.table import events_and_leaving, in_rows
+from oncofed.common.evaluation.bootstrap import interval, redraw
+from oncofed.common.evaluation.calibration import equal_groups, halves
+from oncofed.common.evaluation.censoring import greenwood, product_limit
+from oncofed.common.evaluation.concordance import (
+    by_score,
+    comparable,
+    concordance,
+    concordance_bounds,
+    uno_concordance,
+)
+from oncofed.common.evaluation.scores import auc, integrated_brier
+from oncofed.common.evaluation.table import events_and_leaving
 from oncofed.common.metrics import mean_known, ratio
 from oncofed.common.splits import seed_from
 from oncofed.common.study import Study
 from oncofed.server.evaluation import FoldTable
 
-DRAWS, SITE_DRAWS = 500, 200
+DRAWS, SITE_DRAWS = 1000, 200
 """Bootstrap draws of the scores, and of a hospital's own."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -52,7 +60,8 @@ class Pooled:
         self.study, self.cancers, self.tables = study, cancers, tables
         self.counts = np.stack([t.counts for t in tables])  # [F, C, 2, R, T]
         self.survival = np.stack([t.survival for t in tables])  # [F, C, R, T - 1]
-        self.pairs = np.stack([t.pairs for t in tables])  # [F, 3, C]
+        self.null = np.stack([t.null for t in tables])  # [F, C, 1, T - 1]
+        self.pairs = np.stack([t.pairs for t in tables])  # [F, 2, C]
 
     def _interval(self, statistic: Statistic, *parts: object, draws: int = DRAWS) -> dict[str, Any]:
         """Point and limits of a statistic of `counts [draws, F, C, 2, R, T]`, each as plain numbers."""
@@ -63,7 +72,7 @@ class Pooled:
     ) -> dict[str, Any]:
         rng = np.random.default_rng(seed_from(self.study.seed, "pooled evaluation", *parts))
         epsilon = self.study.evaluation.epsilon / 2  # the other half is spent on pairs within the site
-        found = interval(statistic, counts, rng, draws=draws, epsilon=epsilon, noises=noises)
+        found = interval(statistic, counts, rng, draws=draws, epsilon=epsilon, noises=noises, bounds=(0.0, 1.0))
         return dict(zip(("value", "low", "high"), map(_plain, found), strict=True))
 
     def _until(self, month: float) -> list[int]:
@@ -72,13 +81,32 @@ class Pooled:
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
+    def _within(self, h: np.ndarray) -> np.ndarray:
+        """C-index of each cancer type `[draws, C]`, mean over folds; of a type that noise drowns it is unknown."""
+        return np.where(self.told, mean_known(concordance(h), axis=1), np.nan)
+
+    @cached_property
+    def told(self) -> np.ndarray:
+        """Cancer types `[C]` whose number of comparable pairs is beyond what noise alone would make of none, three deviations."""
+        epsilon = self.study.evaluation.epsilon / 2
+        if not epsilon:
+            return np.ones(len(self.cancers), dtype=bool)
+        sites = [len(t.sites) for t in self.tables]
+        # of a table with nobody in it: events and those who leave are sums of cells' noise
+        rng = np.random.default_rng(seed_from(self.study.seed, "noise alone"))
+        nobody = np.stack(
+            [redraw(np.zeros_like(self.counts[0]), 100, rng, epsilon=epsilon, noises=n) for n in sites], axis=1
+        )
+        reach = 3 * comparable(nobody).sum(1).std(0)
+        return np.asarray(comparable(self.counts).sum(0) > reach)
+
     def c_index(self) -> dict[str, Any]:
         """Mean over cancer types of the C-index within each over all hospitals, and the certified bounds of counts without noise."""
-        out = self._interval(lambda h: mean_known(mean_known(concordance(h), axis=1), axis=1), "c_index")
+        out = self._interval(lambda h: mean_known(self._within(h), axis=1), "c_index")
         if not self.study.evaluation.epsilon:
             low, high = (mean_known(mean_known(v, axis=0)) for v in self._bounds())
             out |= {"bounds": [float(low), float(high)]}
-        return out
+        return out | {"drowned": [name for name, known in zip(self.cancers, self.told, strict=True) if not known]}
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         known = ~np.isnan(concordance(self.counts))
@@ -87,8 +115,7 @@ class Pooled:
 
     def within_sites(self) -> dict[str, Any]:
         """The same of pairs within one hospital alone: another quantity, where hospitals' patients or scores differ."""
-        concordant, discordant, tied = np.moveaxis(self.pairs, 1, 0)
-        by_cancer = mean_known(ratio(concordant + tied / 2, concordant + discordant + tied), axis=0)
+        by_cancer = np.where(self.told, mean_known(ratio(self.pairs[:, 0], self.pairs.sum(1)), axis=0), np.nan)
         return {
             "value": _plain(mean_known(by_cancer)),
             "by_cancer": dict(zip(self.cancers, _plain(by_cancer), strict=True)),
@@ -110,7 +137,7 @@ class Pooled:
 
     def by_cancer(self) -> dict[str, Any]:
         """Of each cancer type: patients, events, C-index with interval and bounds, Uno's C, and the Brier score over time."""
-        found = self._interval(lambda h: mean_known(concordance(h), axis=1), "by_cancer")
+        found = self._interval(self._within, "by_cancer")
         last = self.study.evaluation.horizons[-1]
         until = self._until(last)
         folds = range(len(self.tables))
@@ -121,7 +148,7 @@ class Pooled:
                 np.stack([integrated_brier(self.counts[f], s[f], self.tables[f].time_edges, until[f]) for f in folds]),
                 axis=0,
             )
-            for s in (self.survival, [null_survival(h) for h in self.counts])
+            for s in (self.survival, self.null)
         )
         patients, events = self.counts.sum((0, 2, 3, 4)), self.counts[:, :, 1].sum((0, 2, 3))
         return {
@@ -130,9 +157,9 @@ class Pooled:
                 "events": float(events[c]),
                 "c_index": {k: found[k][c] for k in ("value", "low", "high")},
                 "bounds": None if self.study.evaluation.epsilon else _plain(np.array([low[c], high[c]])),
-                "uno": _plain(uno[c]),
-                "brier": _plain(own[c]),
-                "brier_null": _plain(null[c]),
+                "uno": _plain(uno[c]) if self.told[c] else None,
+                "brier": _plain(own[c]) if self.told[c] else None,
+                "brier_null": _plain(null[c]) if self.told[c] else None,
             }
             for c, name in enumerate(self.cancers)
         }
@@ -144,7 +171,8 @@ class Pooled:
             until = self._until(month)
 
             def by_cancer(h: np.ndarray, until: list[int] = until) -> np.ndarray:
-                return mean_known(np.stack([auc(h[:, f], u) for f, u in enumerate(until)], 1), axis=1)
+                each = mean_known(np.stack([auc(h[:, f], u) for f, u in enumerate(until)], 1), axis=1)
+                return np.where(self.told, each, np.nan)
 
             each = self._interval(by_cancer, "auc", month, draws=SITE_DRAWS)
             mean = self._interval(lambda h, of=by_cancer: mean_known(of(h), axis=1), "auc", month, draws=SITE_DRAWS)  # type: ignore[misc]
@@ -161,25 +189,32 @@ class Pooled:
         return out
 
     def _calibration(self, until: list[int]) -> dict[str, Any]:
-        """Groups of patients by predicted survival at a horizon, whatever their fold and cancer type.
+        """Groups of patients of all folds and cancer types by predicted survival at a horizon, five about equally large ones.
 
-        Folds have time bins of their own but share the horizons, so observed survival is averaged over folds by patients.
+        Observed survival is Kaplan-Meier's of each fold and cancer type within the group, averaged by its patients: types that are
+        followed for unlike times must not share one curve. Its interval knows of the patients' chance, not of noise.
         """
-        rows = [
-            calibration(in_rows(t.counts, -4), in_rows(t.survival, -3), t.time_edges, u)
-            for t, u in zip(self.tables, until, strict=True)
-        ]
-        most = max(len(r.patients) for r in rows)
-        rows = [r for r in rows if len(r.patients) == most]  # a fold with fewer groups has others
-        weight = np.maximum(np.stack([r.patients for r in rows]), 0.0)
-        told = {}
-        for k in ("predicted", "observed", "lower", "upper"):
-            values = np.stack([getattr(r, k) for r in rows])  # what one fold does not know of its patients is unknown
-            told[k] = ratio((np.where(weight > 0, values, 0.0) * weight).sum(0), weight.sum(0))
-        # an interval of the mean of independent folds is narrower than those of the folds
-        for side in ("lower", "upper"):
-            told[side] = told["observed"] + (told[side] - told["observed"]) / np.sqrt(len(rows))
-        return {k: _plain(v) for k, v in told.items()} | {"patients": _plain(weight.sum(0))}
+        at = np.stack([s[..., u - 1] for s, u in zip(self.survival, until, strict=True)])  # [F, C, R]
+        patients = self.counts.sum((2, 4))
+        owner = equal_groups(patients.ravel(), at.ravel()).reshape(at.shape)
+        weight, known, variance = np.zeros((3, *at.shape[:2], int(owner.max()) + 1))
+        observed = np.zeros_like(weight)
+        for f, c in np.ndindex(*at.shape[:2]):
+            d, n = events_and_leaving(self.counts[f, c], owner[f, c])
+            d, n = (np.vstack([v, np.zeros((weight.shape[2] - len(v), v.shape[1]))]) for v in (d, n))
+            weight[f, c] = n.sum(1)
+            observed[f, c] = product_limit(d, n)[:, until[f]]
+            variance[f, c] = observed[f, c] ** 2 * greenwood(d[:, : until[f]], n)
+            known[f, c] = n.sum(1) > 0
+        axes, weight = (0, 1), np.where(known, weight, 0.0)
+        whole = weight.sum(axes)
+        group = np.arange(weight.shape[2])
+        predicted = np.array([(patients * at)[owner == g].sum() for g in group])
+        mean = ratio((weight * observed).sum(axes), whole)
+        reach = 1.96 * np.sqrt(ratio((weight**2 * variance).sum(axes), whole**2))
+        told = {"predicted": ratio(predicted, whole), "observed": mean}
+        told |= {"lower": np.maximum(mean - reach, 0.0), "upper": np.minimum(mean + reach, 1.0)}
+        return {k: _plain(v) for k, v in told.items()} | {"patients": _plain(whole)}
 
     # -- hospitals and groups ------------------------------------------------------------------------------------------
 
@@ -189,10 +224,10 @@ class Pooled:
         for site in sorted(set().union(*(t.sites for t in self.tables))):
             mine = [t.sites[site] for t in self.tables if site in t.sites]
             counts = np.stack([s["table"] for s in mine])  # [F, C, 2, R, T]
-            concordant, discordant, tied = np.moveaxis(np.stack([s["pairs"] for s in mine]), 1, 0)
-            pairs = concordant + discordant + tied
+            twice = np.stack([s["pairs"] for s in mine])  # [F, 2, C]
+            pairs = twice.sum(1) / 2
             weight = np.maximum(pairs, 0.0)
-            value = ratio((concordant + tied / 2).sum(), pairs.sum())
+            value = ratio(twice[:, 0].sum(), twice.sum())
             known = weight.sum((0, 1)) > 0
 
             def statistic(h: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
@@ -202,7 +237,9 @@ class Pooled:
 
             point = _plain(value)
             limits: dict[str, Any] = {"low": None, "high": None}
-            if known and point is not None:
+            if (
+                known and point is not None and not self.study.evaluation.epsilon
+            ):  # its table has far more noise than its pairs
                 found = self._limits(statistic, _halved(counts), SITE_DRAWS, 1, site)
                 if None not in found.values():
                     # the table is coarse, the pairs are exact: its interval goes to their point
@@ -219,25 +256,29 @@ class Pooled:
         return out
 
     def risk_groups(self) -> dict[str, Any]:
-        """Survival of patients below and above their cancer type's median risk in training, and the log-rank test by cancer type.
+        """Survival of patients below and above their cancer type's median risk in training, and the log-rank test by cancer type and fold.
 
-        Curves of folds are on each fold's own time bins; those of the first are used where all folds share them, else bins are
-        cut at the edges that all share.
+        Folds have time bins of their own. The test takes each fold as strata with its own bins. For the curves counts are spread
+        evenly over the pieces that the edges of all folds cut, as the actuarial estimate takes them to lie.
         """
-        shared = self.tables[0].time_edges
-        for t in self.tables[1:]:
-            shared = shared[np.isclose(shared[:, None], t.time_edges[None]).any(1)]
         owner = halves(self.counts.shape[-2])
-        events, leaving = np.zeros((2, len(self.cancers), 2, len(shared) + 1))
-        for t in self.tables:
-            bin_ = np.searchsorted(shared, np.append(t.time_edges, np.inf) - 1e-9)
-            cut = np.eye(len(shared) + 1)[bin_]
-            d, n = events_and_leaving(t.counts, owner)  # [C, G, T]
-            events, leaving = events + d @ cut, leaving + n @ cut
-        sums = {"patients": leaving.sum(-1), "events": events, "leaving": leaving}
-        cells, names = Cells.grid([0.0, *shared]), ["low risk", "high risk"]
-        test = log_rank(sums, cells, names).as_dict()
-        return {"curves": curves(life_tables(sums, cells, names)), "logrank": test}
+        events, leaving = map(np.stack, zip(*(events_and_leaving(t.counts, owner) for t in self.tables), strict=True))
+        names = ["low risk", "high risk"]
+        strata = {k: v.reshape(-1, *v.shape[2:]) for k, v in (("events", events), ("leaving", leaving))}
+        test = log_rank(strata, Cells.grid([0.0, *self.tables[0].time_edges]), names).as_dict()
+        edges = np.unique(np.concatenate([t.time_edges for t in self.tables]))
+        edges = edges[edges <= min(t.time_edges[-1] for t in self.tables)]
+        on = np.stack([_spread(t.time_edges, edges) for t in self.tables])
+        sums = {k: np.einsum("fcgt,ftu->cgu", v, on) for k, v in (("events", events), ("leaving", leaving))}
+        tables = life_tables(sums | {"patients": sums["leaving"].sum(-1)}, Cells.grid([0.0, *edges]), names)
+        return {"curves": curves(tables), "logrank": test}
+
+
+def _spread(own: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share `[T, U]` of each time bin of `own` edges `[T - 1]` in each piece between `edges` `[U - 1]`; the last of both have no end."""
+    starts = np.append(0.0, own[:-1])
+    below = np.clip((edges - starts[:, None]) / np.diff(own, prepend=0.0)[:, None], 0.0, 1.0)
+    return np.diff(np.vstack([below, np.zeros(len(edges))]), axis=1, prepend=0.0, append=1.0)
 
 
 def _halved(counts: np.ndarray) -> np.ndarray:

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from math import ceil, log2
+from math import fsum
 
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.plan import SITE, Grouping, Plan
-from oncofed.server.aggregate import STATISTICS_BITS, Accumulator, TooLarge
+from oncofed.server.aggregate import Accumulator, TooLarge
 from oncofed.server.inquiry import Shapes
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
 
 log = logging.getLogger("oncofed.server")
 
-ROOM = 15
-"""Bits that a sum may grow beyond the number of patients: hazard ratios times squares of standardised covariates."""
+FLOAT_BITS = -900
+"""Of sums that are not put into fixed point: any size may pass the check."""
 
-MOMENT_BITS = 14
-"""Of sums of covariates that have no scale yet: resolution 6e-5, up to 2.8e14 in total."""
+SUM_BITS = 20
+"""Of sums that keep all their digits (`Accumulator`, fine): up to 4.4e12 in total."""
 
 
 class SiteLost(RuntimeError):
@@ -40,7 +40,6 @@ class Questions:
     levels: dict[str, list[str]] = field(default_factory=dict)
     members: set[str] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
-    left_out: set[str] = field(default_factory=set)
     asked: int = 0
 
     def begin(self) -> None:
@@ -80,12 +79,13 @@ class Questions:
             ]
         return out
 
-    def ask(self, step: str, arrays: Sum | None = None) -> list[Answer]:
-        """Good answers to a step, ordered by site; raises `SiteLost` where a member of earlier steps is missing."""
+    def ask(self, step: str, arrays: Sum | None = None, *, everybody: bool = False) -> list[Answer]:
+        """Good answers to a step, ordered by site, of the members of earlier steps or, with `everybody`, of all sites."""
         self.asked += 1
         lines = [f"{column}\t{level}" for column, levels in self.levels.items() for level in levels]
         config: wire.Config = {"plan_json": self.plan_json, "step": step, "levels": lines, "round": self.asked}
-        concerns = (lambda site: site in self.members) if self.members else (lambda site: True)
+        some = self.members if not everybody else None
+        concerns = (lambda site: site in some) if some else (lambda site: True)
         answers = []
         for answer in self.roster.ask(wire.ANALYSE, config, arrays, round_=self.asked, concerns=concerns):
             stamp = {"analysis": self.plan.name, "step": step, "round": self.asked}
@@ -94,9 +94,8 @@ class Questions:
                 self.roster.leave_out(answer.site, wire.ANALYSE, self.asked, f"answers {wrong} to {stamp}")
                 continue
             answers.append(answer)
-            for name, sites in (("merged", self.merged), ("left_out", self.left_out)):
-                if answer.config.get(name):
-                    sites.add(answer.site)
+            if answer.config.get("merged"):
+                self.merged.add(answer.site)
         return sorted(answers, key=lambda a: a.site)
 
     def fix(self, sites: set[str], step: str) -> None:
@@ -111,12 +110,12 @@ class Questions:
         if lost:
             raise SiteLost(f"'{step}': no answer from {sorted(lost)}")
 
-    def add_up(self, step: str, arrays: Sum | None, shapes: Shapes, bits: int = STATISTICS_BITS) -> Sum:
+    def add_up(self, step: str, arrays: Sum | None, shapes: Shapes) -> Sum:
         """The sum of all members' answers; a bad one is left out by name, and with it `SiteLost` is raised.
 
         Raises `TooLarge` where a sum of a member leaves the range: no fault of the site's, but of what it was asked.
         """
-        accumulator, sites = Accumulator(shapes, bits), set()
+        accumulator, sites = Accumulator(shapes, SUM_BITS, fine=True), set()
         for answer in self.ask(step, arrays):
             try:
                 accumulator.add(answer.arrays, answer.site)
@@ -131,11 +130,11 @@ class Questions:
         return accumulator.total()
 
     def by_site(self, step: str, arrays: Sum | None, shapes: Shapes) -> dict[str, Sum]:
-        """Each site's own answer, of those whose arrays have the shapes."""
+        """Each site's own answer, of those whose arrays have the shapes; also of sites that the fit left out."""
         good = {}
-        for answer in self.ask(step, arrays):
+        for answer in self.ask(step, arrays, everybody=True):
             try:
-                Accumulator(shapes).check(answer.arrays, answer.site)
+                Accumulator(shapes, FLOAT_BITS).check(answer.arrays, answer.site)
                 good[answer.site] = answer.arrays
             except ValueError as error:
                 self.roster.leave_out(answer.site, wire.ANALYSE, self.asked, str(error))
@@ -151,24 +150,23 @@ class Questions:
             raise ValueError("no event at any site; an analysis of survival needs some")
         return times
 
-    def moments(self, covariates: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean and deviation `[P]` of covariates over all patients, and their number.
+    def moments(self, covariates: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation `[P]` of covariates over all patients.
 
-        Asked twice: the first answer gives a scale on which the second is exact, whatever the covariates' units.
+        Asked twice: the first answers, in whatever units, are added exactly as floats, and give a scale on which the fixed
+        point of the second is exact.
         """
         shapes = dict.fromkeys(("n", "sum", "squares"), (covariates,))
         scale = {"mean": np.zeros(covariates), "sd": np.ones(covariates)}
-        for bits in (MOMENT_BITS, STATISTICS_BITS):
-            total = self.add_up("moments", scale, shapes, bits)
+        rough = self.by_site("moments", scale, shapes)
+        self.fix(set(rough), "moments")
+        exact = {k: np.array([fsum(a[k][p] for a in rough.values()) for p in range(covariates)]) for k in shapes}
+        for total in (exact, None):
+            total = total or self.add_up("moments", scale, shapes)
             n, mean = total["n"], total["sum"] / total["n"]
             sd = np.sqrt(np.maximum(total["squares"] / n - np.square(mean), 0.0))
             scale = {"mean": scale["mean"] + scale["sd"] * mean, "sd": scale["sd"] * np.where(sd > 0, sd, 1.0)}
-        return scale["mean"], scale["sd"], round(float(n[0]))
-
-
-def bits_for(patients: int) -> int:
-    """Fractional bits of sums over so many patients: as fine as leaves room for large hazard ratios."""
-    return 61 - ceil(log2(max(patients, 2))) - ROOM
+        return scale["mean"], scale["sd"]
 
 
 def check_greeting(config: wire.Config) -> None:

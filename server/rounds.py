@@ -100,8 +100,13 @@ class Rounds:
             losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
             if t.patience and "validation_loss" in score and score["validation_loss"] <= min(losses):
                 self.best = dict(self.strategy.weights)
-        elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self.inquiry.alone:
+        elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self._unseen:
             self.curve[-1] |= self._shown(round_, {}, "test")
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether held-out patients are not scored between rounds: of a site's own model, or where only noise may leave."""
+        return bool(self.inquiry.alone or self.inquiry.study.evaluation.epsilon)
 
     def _shown(self, round_: int, config: wire.Config, name: str, *, needed: bool = False) -> dict[str, float]:
         """The scores of a round; nothing where hospitals let too few groups show, unless the study chooses a round by them."""

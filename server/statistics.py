@@ -33,8 +33,17 @@ class Frame:
         return {"grid": list(self.grid.starts)}
 
 
-def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, np.ndarray]:
-    """Federated sums over training patients -> the frame, the first log baselines `[C, K]`, and events by month `[C, public]`."""
+@dataclass(frozen=True)
+class FollowUp:
+    """Training patients' `events` and months of `exposure` `[C, public intervals]`, and the `log_baseline [C, K]` of both on the grid."""
+
+    events: np.ndarray
+    exposure: np.ndarray
+    log_baseline: np.ndarray
+
+
+def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, FollowUp]:
+    """Federated sums over training patients -> the frame, the first log baselines `[C, K]`, and follow-up by month."""
     study, cancers = inquiry.study, len(inquiry.cancers)
     widths = table_widths(study, inquiry.beside, len(inquiry.panel))
     count = cancers if study.scale_by_cancer else 1
@@ -61,7 +70,7 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, np.ndarray]:
     arrays = covariate_scale(total) | ({CLASSES: total[CLASSES]} if classification else {})
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
-    return Frame(arrays, grid), baseline.astype(np.float32), total["events"]
+    return Frame(arrays, grid), baseline.astype(np.float32), FollowUp(total["events"], total["exposure"], baseline)
 
 
 def _with_powers(

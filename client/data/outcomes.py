@@ -23,6 +23,9 @@ log = logging.getLogger("oncofed.client")
 Levels = Mapping[str, Sequence[str]]
 """The agreed levels of each grouping's column, in order."""
 
+CODES = 5
+"""A covariate with so few different numbers holds codes: who has a rare one is not shown, as of a level."""
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -34,16 +37,23 @@ class Outcomes:
     x_NP: np.ndarray
     group: np.ndarray
     stratum: np.ndarray
-    left_out: bool
-    """Whether somebody is missing whom too few others are like (disclosure.py)."""
 
     def __len__(self) -> int:
         return len(self.patient)
 
     @classmethod
     def read(cls, site: SiteFolder, plan: Plan, levels: Levels, least: int, *, test: bool = False) -> Outcomes:
-        """Patients whom `where` (and not `test`, or, with `test`, that as well) chooses and of whom all is known that is asked."""
+        """Patients whom `where` (and not `test`, or, with `test`, that as well) chooses and of whom all is known that is asked.
+
+        Nobody shows whom fewer than `least` others are like. Raises `Refusal` where nobody is left, in the same words whether
+        nobody was there or too few; with `least` 0, where noise covers everything, nobody is an answer too.
+        """
         table = chosen(site, plan, test=test)
+        for c in parse_covariates(plan.covariates):
+            if c.column not in table.columns:
+                raise Refusal(
+                    f"site {site.name}: no clinical column '{c.column}', which the analysis takes as a covariate; add it, or leave it out"
+                )
         time = pd.to_numeric(table["time"], errors="coerce") * site.description.months_per_unit
         event = pd.to_numeric(table["event"], errors="coerce")
         x = encode_covariates(table, plan.covariates, site.name, np.float64)
@@ -57,15 +67,14 @@ class Outcomes:
         names = table.index.to_numpy(dtype=str)[rows]
         alike = [group[rows] * (stratum.max(initial=0) + 1) + stratum[rows], *_rare(x[rows], plan)]
         kept = rows[shown(alike, names, least)]
-        if not len(kept):
-            some = "none" if not len(rows) else f"fewer than {least} alike in what is asked"
+        if least and not len(kept):
             raise Refusal(
-                f"site {site.name}: no patients for the analysis ({some}); its policy's min_cell, the plan's groupings, or "
-                "`oncofed site check` tell why"
+                f"site {site.name}: nobody to show in this analysis: no patients, or fewer of a kind than its policy wants; its own log has "
+                "the count, `oncofed site check` the columns"
             )
         t, e = time.to_numpy(dtype=np.float64), event.to_numpy(dtype=np.float64)
         patient = table.index.to_numpy(dtype=str)
-        return cls(patient[kept], t[kept], e[kept], x[kept], group[kept], stratum[kept], len(kept) < len(rows))
+        return cls(patient[kept], t[kept], e[kept], x[kept], group[kept], stratum[kept])
 
 
 def chosen(site: SiteFolder, plan: Plan, *, test: bool = False) -> pd.DataFrame:
@@ -112,8 +121,8 @@ def _rare(x_NP: np.ndarray, plan: Plan) -> list[np.ndarray]:
     for c in parse_covariates(plan.covariates):
         width = len(c.inputs)
         part = x_NP[:, at : at + width]
-        # a 0/1 column is a covariate with two levels, however it is written
-        if c.levels or np.isin(part, (0.0, 1.0)).all():
+        # a column of a few values is one with levels, however it is written
+        if c.levels or len(np.unique(part)) <= CODES:
             out.append(part @ (1 + np.arange(width)))
         at += width
     return out

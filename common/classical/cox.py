@@ -117,7 +117,7 @@ def fit_cox(
         except np.linalg.LinAlgError:
             raise _runaway(here.beta_P, before_P, names) from None
         # Near the maximum each step squares the distance; where it no longer shrinks, the sums' own rounding is reached.
-        if length <= CLOSE or (length <= QUADRATIC and length > before / 10):
+        if length <= CLOSE or (length <= QUADRATIC and (length > before / 10 or asked >= max_steps)):
             break
         longest = np.abs(step_P).max() >= 0.5 * np.abs(before_P).max()
         runaway = runaway + 1 if longest and iterations and length < QUIET and length > 0.3 * before else 0

@@ -25,6 +25,14 @@ def product_limit(events: np.ndarray, leaving: np.ndarray) -> np.ndarray:
     return np.clip(np.concatenate([np.ones_like(survival[..., :1]), survival], axis=-1), 0.0, 1.0)
 
 
+def greenwood(events: np.ndarray, leaving: np.ndarray) -> np.ndarray:
+    """Variance `[...]` of the logarithm of survival after as many bins as `events [..., t]` has, of `leaving [..., T]`."""
+    until = events.shape[-1]
+    at_risk = exposed(leaving, np.concatenate([events, leaving[..., until:]], axis=-1), even=True)[..., :until]
+    hazard = np.clip(np.divide(events, at_risk, out=np.zeros(events.shape), where=at_risk > 0), 0.0, 0.99)
+    return np.divide(hazard, at_risk * (1.0 - hazard), out=np.zeros(events.shape), where=at_risk > 0).sum(-1)
+
+
 def survival_at_edges(counts: np.ndarray) -> np.ndarray:
     """Kaplan-Meier (actuarial) `[..., T - 1]` at the time edges, of all risk bins together."""
     return product_limit(*events_and_leaving(counts))[..., 1:-1]

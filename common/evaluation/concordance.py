@@ -49,6 +49,14 @@ def concordance(counts: np.ndarray, weights: np.ndarray | None = None) -> np.nda
     return ratio(concordant, pairs + both_events + event_first)
 
 
+def comparable(counts: np.ndarray) -> np.ndarray:
+    """Comparable pairs `[...]`, those in one time bin as `concordance` counts them."""
+    censored, events = counts[..., 0, :, :], counts[..., 1, :, :]
+    d, c = events.sum(-2), censored.sum(-2)
+    later = _later(events + censored).sum(-2)
+    return (d * later + d * (d - 1) / 2 + d * c / 2).sum(-1)
+
+
 def concordance_bounds(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest Harrell's C `[...]` that any patients with these (noise-free) counts can have.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def noise(repeats: int = 400) -> None:
         for noises in (1, 5):
             row = []
             for c in cohorts.values():
-                h, exact = c.table(size, size, ()).counts[0], concordance_index(c.risk, c.time, c.event)
+                h, exact = c.noisy_table(size, size, noises).counts[0], concordance_index(c.risk, c.time, c.event)
                 values = concordance(h + two_sided(rng, (repeats, *h.shape), 1.0, noises))
                 row.append(f"{np.sqrt(np.nanmean((values - exact) ** 2)):.4f}")
             table.add_row(f"{size} x {size}, {noises} noise(s)", *row)
@@ -130,22 +131,33 @@ def stratified(c: Cohort, rng: np.random.Generator, noises: int, sites: int = 5,
     return float(np.sqrt(((a / (a + b) - concordant / pairs) ** 2).mean()))
 
 
-def coverage(repeats: int = 200, n: int = 500) -> None:
-    """How often the interval at 95 % holds the C of the population, with and without noise."""
-    big = simulated(8000, 99)
+def coverage(repeats: int = 300) -> None:
+    """How often the interval at 95 % holds the C of the population, with and without noise, on edges of other patients."""
+    big, trained = simulated(8000, 99), simulated(1000, 100)
     truth = concordance_index(big.risk, big.time, big.event)
-    table = Table("R x T", "epsilon", "noises", "coverage", "mean width", title=f"95 % intervals of C, n = {n}")
-    for size, epsilon, noises in ((32, 0.0, 1), (8, 0.0, 1), (8, 1.0, 1), (16, 1.0, 1), (8, 1.0, 5)):
-        rng = np.random.default_rng(1)
-        held, width = 0, 0.0
-        for seed in range(repeats):
-            h = simulated(n, seed).table(size, size, ()).counts[0]
-            h = h + two_sided(rng, h.shape, 1 / epsilon, noises) if epsilon else h
-            _, low, high = interval(concordance, h, rng, draws=300, epsilon=epsilon, noises=noises)
-            held, width = held + int(low <= truth <= high), width + float(high - low)
-        table.add_row(
-            f"{size} x {size}", f"{epsilon:g}", str(noises), f"{held / repeats:.3f}", f"{width / repeats:.3f}"
-        )
+    table = Table("n", "R x T", "epsilon", "noises", "coverage", "median width", title="95 % intervals of C")
+    for n in (60, 200, 500):
+        for size, epsilon, noises in ((32, 0.0, 1), (8, 0.0, 1), (8, 1.0, 1), (8, 0.5, 1), (8, 1.0, 5)):
+            rng = np.random.default_rng(1)
+            held, widths = 0, []
+            for seed in range(repeats):
+                one = simulated(n, seed)
+                c = replace(trained, risk=one.risk, time=one.time, event=one.event)
+                h = (c.noisy_table(size, size, noises, epsilon) if epsilon else c.table(size, size, ())).counts[0]
+                h = h + two_sided(rng, h.shape, 1 / epsilon, noises) if epsilon else h
+                _, low, high = interval(
+                    concordance, h, rng, draws=300, epsilon=epsilon, noises=noises, bounds=(0.0, 1.0)
+                )
+                held += int(low <= truth <= high)
+                widths.append(float(high - low))
+            row = (
+                f"{size} x {size}",
+                f"{epsilon:g}",
+                str(noises),
+                f"{held / repeats:.3f}",
+                f"{np.nanmedian(widths):.3f}",
+            )
+            table.add_row(str(n), *row)
     console.print(table)
 
 

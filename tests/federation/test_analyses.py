@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from oncofed.client.app import app as client_app
 from oncofed.client.release import Answer, Door
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
+from oncofed.common.metrics import pair_counts
 from oncofed.common.plan import Plan
 from oncofed.deploy.analyse import analyse
 from oncofed.deploy.engine import InProcessGrid
@@ -135,7 +138,7 @@ def test_curves_behind_policies_are_coarser_and_hardly_off(table: pd.DataFrame, 
     root = deal(table, owners(len(table), 4), tmp_path / "sites", 'labels = ["fin"]\n')
     plan = Plan(kind="km", group="fin", grid_months=2, horizon_months=48, out=str(tmp_path / "out"))
     result = analyse_at_hospitals(plan, root, tmp_path / "work")
-    assert "taken together" in " ".join(result["notes"])
+    assert "intervals of time together" in " ".join(result["notes"])
     for value, curve in enumerate(result["curves"]):
         rows = table[table["fin"] == value]
         wanted = KaplanMeierFitter().fit(rows["time"], rows["event"]).survival_function_at_times(curve["time"])
@@ -163,7 +166,7 @@ def test_a_cox_regression_behind_policies_tells_of_runs_alone(
     table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = deal(table, owners(len(table), 3), tmp_path / "sites")
-    keys = {"covariates": ("fin", "age", "prio"), "grid_months": 2.0, "horizon_months": 50.0, "ties": "breslow"}
+    keys = {"covariates": ("fin", "age", "prio"), "grid_months": 2.0, "horizon_months": 52.0, "ties": "breslow"}
     plan = Plan(kind="cox", out=str(tmp_path / "out"), **keys)  # type: ignore[arg-type]
     sent = sent_by("Site 0", monkeypatch)
     behind = analyse_at_hospitals(plan, root, tmp_path / "work")["cox"]
@@ -182,7 +185,7 @@ def test_a_cox_regression_behind_policies_tells_of_runs_alone(
 
 def test_efrons_ties_would_tell_of_single_events_and_are_refused(table: pd.DataFrame, tmp_path: Path) -> None:
     root = deal(table, owners(len(table), 2), tmp_path / "sites")
-    plan = Plan(kind="cox", covariates=("age",), horizon_months=50, out=str(tmp_path / "out"))
+    plan = Plan(kind="cox", covariates=("age",), horizon_months=51, out=str(tmp_path / "out"))
     with pytest.raises(NotEnoughSites, match="set ties = 'breslow'"):
         analyse_at_hospitals(plan, root, tmp_path / "work")
 
@@ -190,7 +193,7 @@ def test_efrons_ties_would_tell_of_single_events_and_are_refused(table: pd.DataF
 def test_coefficients_that_single_out_a_patient_get_no_answer(table: pd.DataFrame, tmp_path: Path) -> None:
     """With a weight of exp(5 years) all of a run's sum is its oldest men's."""
     root = deal(table, owners(len(table), 2), tmp_path / "sites")
-    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=50, out=str(tmp_path / "out"))
+    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=51, out=str(tmp_path / "out"))
     asked = {"mean": np.array([24.0]), "sd": np.array([1.0])}
     fine = ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked | {"beta": np.array([0.05])})
     assert "arrays" in fine.array_records
@@ -200,10 +203,117 @@ def test_coefficients_that_single_out_a_patient_get_no_answer(table: pd.DataFram
 
 def test_newton_steps_about_one_group_are_counted(table: pd.DataFrame, tmp_path: Path) -> None:
     root = deal(table, owners(len(table), 2), tmp_path / "sites", "max_newton_steps = 3\n")
-    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=50, out=str(tmp_path / "out"))
+    plan = Plan(kind="cox", covariates=("age",), ties="breslow", horizon_months=51, out=str(tmp_path / "out"))
     asked = {"mean": np.array([24.0]), "sd": np.array([6.0]), "beta": np.zeros(1)}
     answers = [ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked) for _ in range(4)]
     assert ["arrays" in a.array_records for a in answers] == [True, True, True, False]
+
+
+COX = {"kind": "cox", "covariates": ("age", "prio"), "ties": "breslow", "horizon_months": 51.0}
+ASKED = {"mean": np.array([24.0, 3.0]), "sd": np.array([6.0, 3.0]), "beta": np.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "said"),
+    [
+        ("moments", {"mean": np.zeros((11, 1, 2))}, r"finite numbers 'mean' of shape \(2,\), got shape \(11, 1, 2\)"),
+        ("moments", {"sd": np.full((216, 2), np.inf)}, "finite numbers 'sd'"),
+        ("cox", {"sd": np.array([6.0, -1.0])}, "'sd' must be above 0"),
+        ("cox", {"beta": np.array([0.0, np.nan])}, "finite numbers 'beta'"),
+        ("risks", {}, "cells of single patients"),
+        ("scores", {"risk_edges": np.zeros((1, 3)), "time_edges": np.arange(3.0)}, "cells of single patients"),
+        ("residuals", {}, "which can single out a patient"),
+        ("pairs", {}, "names no test patients"),
+        ("table", {}, "a plan of kind cox has no step 'table'"),
+        ("times", {}, "times = 'exact' only"),
+    ],
+)
+def test_a_coordinator_who_asks_for_rows_gets_none(
+    table: pd.DataFrame, tmp_path: Path, step: str, change: Sum, said: str
+) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    told = ask_site(Plan(**COX), root / "site-0", tmp_path / "work", step, ASKED | change)  # type: ignore[arg-type]
+    assert "arrays" not in told.array_records
+    assert re.search(said, str(told.config_records["from"]["refusal"]))
+
+
+def test_two_horizons_do_not_tell_who_died_between_them(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    asked = [
+        ask_site(Plan(kind="km", horizon_months=h), root / "site-0", tmp_path / "work", "table", {})
+        for h in (30, 33, 51)
+    ]
+    assert ["arrays" in a.array_records for a in asked] == [True, False, True]
+    assert "patients with the event who differ" in str(asked[1].config_records["from"]["refusal"])
+
+
+def test_two_grids_do_not_tell_finer_times_than_one(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 2), tmp_path / "sites")
+    plans = [Plan(kind="km", grid_months=g, horizon_months=48) for g in (3.0, 2.0, 0.5)]
+    asked = [ask_site(p, root / "site-0", tmp_path / "work", "table", {}) for p in plans]
+    assert ["arrays" in a.array_records for a in asked] == [True, False, False]
+    odd = ask_site(Plan(kind="km", horizon_months=50), root / "site-0", tmp_path / "work", "table", {})
+    assert "no multiple of grid_months" in str(odd.config_records["from"]["refusal"])
+
+
+def test_whether_one_is_there_or_none_is_told_in_the_same_words(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(
+        table.assign(town=np.where(table.index == 0, "Oslo", "Rome")),
+        owners(len(table), 1),
+        tmp_path / "sites",
+        'labels = ["town"]\n',
+    )
+    said = set()
+    for town in ("Oslo", "Bern"):
+        plan = Plan(kind="km", where=(f"town={town}",))
+        said.add(str(ask_site(plan, root / "site-0", tmp_path / "work", "table", {}).config_records["from"]["refusal"]))
+    assert len(said) == 1
+    noisy = Plan(kind="km", where=("town=Bern",), epsilon=1.0)
+    assert "arrays" in ask_site(noisy, root / "site-0", tmp_path / "work", "table", {}).array_records
+
+
+def test_the_release_log_names_step_and_plan(table: pd.DataFrame, tmp_path: Path) -> None:
+    root = deal(table, owners(len(table), 1), tmp_path / "sites")
+    ask_site(Plan(kind="km", horizon_months=51), root / "site-0", tmp_path / "work", "table", {})
+    line = json.loads((tmp_path / "work" / "release-log.jsonl").read_text().splitlines()[-1])
+    assert (line["analysis"], line["step"]) == ("analysis", "table")
+    assert json.loads((tmp_path / "work" / "plans" / f"{line['plan']}.json").read_text())["horizon_months"] == 51
+
+
+def test_a_fit_is_evaluated_on_a_site_that_it_has_not_seen(table: pd.DataFrame, tmp_path: Path) -> None:
+    """External validation; follow-up ends at the horizon, and pairs are within strata."""
+    owner = owners(len(table), 3)
+    root = deal(table, owner, tmp_path / "sites")
+    keys = {"times": "exact", "horizon_months": 40.0, "strata": ("fin",), "out": str(tmp_path / "out")}
+    plan = Plan(kind="cox", covariates=("age", "prio"), test=("site=Site 2",), **keys)  # type: ignore[arg-type]
+    result = analyse(plan, root)
+    cut = table.assign(event=table["event"] * (table["time"] <= 40), time=table["time"].clip(upper=40))
+    fitted, tested = cut[owner < 2], cut[owner == 2]
+    pooled = CoxPHFitter(strata=["fin"]).fit(
+        fitted[["time", "event", "age", "prio", "fin"]], "time", "event", fit_options=TIGHT
+    )
+    np.testing.assert_allclose(result["cox"]["coef"], pooled.params_, rtol=1e-8)
+    risk = tested[["age", "prio"]].to_numpy() @ pooled.params_.to_numpy()
+    counts = np.zeros(2)
+    for value in (0, 1):
+        rows = (tested["fin"] == value).to_numpy()
+        counts += pair_counts(risk[rows], tested["time"].to_numpy()[rows], tested["event"].to_numpy()[rows])
+    found = result["evaluation"]
+    assert found["c_index_within_sites"]["pairs"] == counts[1]
+    assert found["c_index_within_sites"]["value"] == pytest.approx(counts[0] / counts[1])
+    assert found["c_index"]["value"] == pytest.approx(counts[0] / counts[1], abs=0.01)
+    assert list(found["by_site"]) == ["Site 2"]
+
+
+def test_covariates_in_any_unit_are_told_exactly(table: pd.DataFrame, tmp_path: Path) -> None:
+    owner = owners(len(table), 3)
+    large = table.assign(age=table["age"] * 1e12, prio=table["prio"] * 1e-9)
+    plan = Plan(kind="cox", covariates=("age", "prio"), times="exact", out=str(tmp_path / "out"))
+    plain, scaled = (
+        np.array(analyse(plan, deal(t, owner, tmp_path / name))["cox"]["coef"])
+        for name, t in (("a", table), ("b", large))
+    )
+    np.testing.assert_allclose(scaled * [1e12, 1e-9], plain, rtol=1e-9)
 
 
 def ask_site(plan: Plan, site: Path, work: Path, step: str, arrays: Sum) -> RecordDict:
@@ -243,7 +353,8 @@ def test_three_patients_of_a_cancer_cannot_be_had_from_any_two_answers(table: pd
         if "Site 0" in result["sites"]:
             answered.append(result)
     assert answered  # the site does answer something
-    remembered = [frozenset(f.read_text().splitlines()) for f in (tmp_path / "work" / "site-0" / "released").iterdir()]
+    kept = tmp_path / "work" / "site-0" / "released" / "patients"
+    remembered = [frozenset(f.read_text().splitlines()) for f in kept.iterdir()]
     for group in remembered:
         assert len(group) >= 11
         assert not (len(group & few) > 0 and len(group) < 14)

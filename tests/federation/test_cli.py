@@ -49,7 +49,7 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     patients = sum(sum(row) for row in comparison["cohort"]["patients"])
     assert patients == sum(row["patients"] for row in comparison["sites"])
     html = (out / "report.html").read_text()
-    assert html.count("<svg") == 7
+    assert html.count("<svg") == 10
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)  # one file, nothing fetched
     assert "AAC-0" not in html  # no patient
     assert "AAC-0" not in (out / "comparison.json").read_text()
@@ -57,7 +57,7 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     code, text = call("study", "report", str(out))  # what a coordinator without the sites' folders can draw
     assert code == 0
     html = (out / "report.html").read_text()
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 9
     assert "AAC-0" not in html
 
 

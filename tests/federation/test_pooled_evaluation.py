@@ -117,23 +117,25 @@ def test_pair_table_and_pair_counts_agree() -> None:
     for c in (0, 1):
         rows = cancer == c
         concordant, comparable = pair_counts(risk[rows], time[rows], event[rows])
-        assert table[0, c] + table[2, c] / 2 == concordant
-        assert table[:, c].sum() == comparable
+        assert table[0, c] == 2 * concordant
+        assert table[:, c].sum() == 2 * comparable
 
 
 def test_with_noise_sites_that_keep_small_cells_answer_and_pay(
     sites: Path, small_study: Make, tmp_path: Path, federation_at: Callable[[Path, Study], dict[str, Any]]
 ) -> None:
-    results = federation_at(
-        sites, small_study(evaluation__epsilon=2.0, evaluation__risk_bins=8, evaluation__time_bins=8)
-    )
+    results = federation_at(sites, small_study(evaluation__epsilon=8.0, evaluation__horizons=(24.0,)))
     found = results["evaluation"]
-    assert found["epsilon"] == 2.0
+    assert found["epsilon"] == 8.0
     assert len(found["sites"]) == 4
-    assert 0.3 < found["c_index"]["value"] < 1.0
+    assert 0.4 < found["within_sites"]["value"] < 0.9
+    # nothing else of held-out patients leaves, or the noise would protect nobody
+    assert "evaluation" not in results["folds"][0]
+    sent = [json.loads(x) for f in (tmp_path / "work").glob("*/release-log.jsonl") for x in f.read_text().splitlines()]
+    assert [x["arrays"].keys() for x in sent if x["kind"] == "evaluate"] == [{"table", "pairs"}] * 4
     ledgers = list((tmp_path / "work").glob("*/ledger.jsonl"))
     assert len(ledgers) == 4
-    assert all(json.loads(line)["epsilon"] == 2.0 for f in ledgers for line in f.read_text().splitlines())
+    assert all(json.loads(line)["epsilon"] == 8.0 for f in ledgers for line in f.read_text().splitlines())
 
 
 def test_without_noise_hospitals_keep_their_tables_and_still_tell_large_groups(

@@ -209,7 +209,7 @@ def test_report_from_results_alone_shows_experts_and_genes(attributed: tuple[Pat
     assert "<h2>Which hospital feeds which expert</h2>" in html
     assert "<h2>Which genes drive the score</h2>" in html
     assert "Normalised mutual information" in html
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 9
     assert render({"results": attributed[1]}) == html
 
 

@@ -127,7 +127,7 @@ def test_groups_of_one_table_are_held_against_each_other(tmp_path: Path) -> None
     whole, part = frozenset(NAMES[:40].tolist()), frozenset(NAMES[:37].tolist())
     with pytest.raises(Refusal):
         memory.check([whole, part], 11, "query.analyse")
-    assert not list((tmp_path / "released").glob("*")) if (tmp_path / "released").exists() else True
+    assert not list((tmp_path / "released" / "patients").iterdir())
 
 
 def test_a_refused_question_is_not_remembered(tmp_path: Path) -> None:
@@ -138,6 +138,35 @@ def test_a_refused_question_is_not_remembered(tmp_path: Path) -> None:
         memory.check([near], 11, "b")
     with pytest.raises(Refusal):
         memory.check([near], 11, "b")
+
+
+def test_two_messages_at_once_do_not_both_pass_the_memory(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+
+    def ask(missing: int) -> bool:
+        try:
+            memory.check([frozenset(NAMES[:60].tolist()) - {NAMES[missing]}], 11, "x")
+        except Refusal:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(ask, range(16))) == 1
+
+
+def test_one_group_is_told_on_one_grid(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    group = frozenset(NAMES[:40].tolist())
+    memory.same(group, "3 months", "x")
+    memory.same(group, "3 months", "x")
+    with pytest.raises(Refusal, match=r"on another grid \(2 months\) than before \(3 months\)"):
+        memory.same(group, "2 months", "x")
+
+
+def test_a_ledger_that_cannot_be_read_lets_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"epsilon": 1.0}\n{"epsi')
+    with pytest.raises(Refusal, match="site Mayo: its ledger"):
+        Ledger(tmp_path / "ledger.jsonl", "Mayo", 8.0).charge("x", 0.1)
 
 
 def test_noise_is_unbiased_has_its_variance_and_goes_below_zero() -> None:

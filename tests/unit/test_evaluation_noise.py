@@ -101,11 +101,10 @@ def test_time_bins_for_noise_increase_and_hold_the_horizons(
 
 
 def test_with_little_noise_time_bins_hold_equally_many_patients_and_with_much_they_move_to_the_end() -> None:
-    c = cohort("flchain")
+    c = cohort("gbsg2")
     args = {"patients": float(len(c.risk)), "risk_bins": 8}
     even = noisy_time_bins(c.event_counts, c.exposure, 8, (), epsilon=50.0, **args)
-    assert np.histogram(c.time, [0, *even, np.inf])[0] == pytest.approx(np.full(8, len(c.risk) / 8), rel=0.35)
-    assert (np.quantile(c.time, np.arange(1, 8) / 8) == pytest.approx(even, rel=0.05)).all()
+    np.testing.assert_allclose(even, np.quantile(c.time, np.arange(1, 8) / 8), rtol=0.05)
     noisy = noisy_time_bins(c.event_counts, c.exposure, 8, (), epsilon=0.05, **args)
     assert (noisy[:4] > 1.2 * even[:4]).all()
     with pytest.raises(ValueError, match="exposure must be counted on"):

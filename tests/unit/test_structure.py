@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from oncofed.common.plan import Plan
 from oncofed.common.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,10 +82,27 @@ def test_flower_config_is_the_default_study() -> None:
 def test_the_guide_lists_every_key_of_a_study() -> None:
     guide = (ROOT / "docs" / "study.md").read_text()
     for key, value in Study().run_config().items():
-        assert f"| `{key}` |" in guide, key
-        row = guide.split(f"| `{key}` |")[1].splitlines()[0]
-        assert f"| `{value}` |" in row or (row.startswith(" list | `()` |") and value == ""), (key, value, row)
-        assert row.replace("\\|", "").count("|") == 3, f"{key}: a bar in a cell of the table must be escaped"
+        check_row(guide, key, value)
+
+
+def test_the_guide_lists_every_key_of_a_plan() -> None:
+    """With the words of its description, which are those of the code."""
+    guide = (ROOT / "docs" / "analyse.md").read_text()
+    rows = guide.split("## Keys")[1].splitlines()
+    assert [row.split("`")[1] for row in rows if row.startswith("| `")] == list(Plan.model_fields)
+    for key, about in Plan.model_fields.items():
+        value = ",".join(map(str, about.default)) if isinstance(about.default, tuple) else about.default
+        row = check_row(guide, key, value)
+        assert row.endswith(f"| {str(about.description).replace('|', chr(92) + '|')} |"), (key, row)
+
+
+def check_row(guide: str, key: str, value: object) -> str:
+    """A key's row of a guide's table, with its default; `()` is an empty list."""
+    assert f"| `{key}` |" in guide, key
+    row = guide.split(f"| `{key}` |")[1].splitlines()[0]
+    assert f"| `{value}` |" in row or (row.startswith(" list | `()` |") and value == ""), (key, value, row)
+    assert row.replace("\\|", "").count("|") == 3, f"{key}: a bar in a cell of the table must be escaped"
+    return row
 
 
 def test_top_level_holds_what_the_architecture_names() -> None:

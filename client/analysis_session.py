@@ -1,0 +1,193 @@
+"""One message of a classical analysis at a site: the request, the patients as the plan sees them, and their cells of time."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from flwr.app import RecordDict
+from oncofed.client.data.cohort import fingerprint
+from oncofed.client.data.outcomes import Outcomes
+from oncofed.client.data.site import SiteFolder
+from oncofed.client.disclosure import Runs, spread_cells
+from oncofed.client.policy import Policy
+from oncofed.client.release import Door
+from oncofed.client.resident import Resident
+from oncofed.common import wire
+from oncofed.common.blocks import Sum
+from oncofed.common.classical.life_table import Cells
+from oncofed.common.classical.risk_sets import exact_cells, grid_cells
+from oncofed.common.errors import Refusal
+from oncofed.common.files import write_text
+from oncofed.common.plan import Plan
+
+
+@dataclass(frozen=True)
+class AnalysisSession:
+    """A validated request of a classical analysis at a site."""
+
+    ask: wire.Config
+    arrays: Sum
+    plan: Plan
+    site: SiteFolder
+    work: Path
+    resident: Resident
+    policy: Policy
+
+    @classmethod
+    def of(
+        cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
+    ) -> AnalysisSession:
+        """Read a request; raises `Refusal` on another protocol or a plan that is not valid here."""
+        ask = wire.read_config(content, "ask")
+        wire.check_protocol(ask, "the server")
+        try:
+            plan = Plan.from_json(str(ask["plan_json"]))
+        except (ValueError, KeyError) as error:
+            raise Refusal(f"site {site.name}: the plan in the message is not valid here: {error}") from None
+        return cls(ask, wire.read_arrays(content), plan, site, work, resident, policy)
+
+    def admit(self, door: Door, kind: str) -> None:
+        """Refuse what the site's policy does not allow, and keep the plan's text beside the log that names its digest."""
+        door.admit_plan(kind, self.plan)
+        file = door.log.parent / "plans" / f"{self.stamp['plan']}.json"
+        if not file.exists():
+            write_text(file, self.plan.model_dump_json(indent=1))
+
+    @property
+    def step(self) -> str:
+        return str(self.ask.get("step", ""))
+
+    @property
+    def stamp(self) -> wire.Config:
+        """What every answer repeats, so that the server can refuse an answer to another question; the plan by its digest, for the log."""
+        digest = hashlib.sha256(self.plan.model_dump_json(exclude={"out"}).encode()).hexdigest()[:16]
+        return {"analysis": self.plan.name, "plan": digest, "step": self.step, "round": int(self.ask.get("round", 0))}  # type: ignore[arg-type]
+
+    # -- patients ------------------------------------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> dict[str, list[str]]:
+        """The agreed levels by column, from lines `column<TAB>level`."""
+        out: dict[str, list[str]] = {}
+        for line in self.ask.get("levels", []):  # type: ignore[union-attr]
+            column, _, level = str(line).partition("\t")
+            out.setdefault(column, []).append(level)
+        return out
+
+    @property
+    def numbers(self) -> int:
+        """Sums of one quantity that all questions have in a cell: so many patients could be solved for."""
+        return 3 * self.policy.max_newton_steps if self.plan.kind == "cox" else 2
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        least = 0 if self.plan.epsilon else self.policy.least(self.numbers)  # with noise no group is too small
+        test = self.step in ("pairs", "scores")
+        key = fingerprint(self.site), self.plan, str(self.levels), least, test
+        return self.resident.outcomes(
+            self.work, key, lambda: Outcomes.read(self.site, self.plan, self.levels, least, test=test)
+        )
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The agreed cells of time."""
+        if self.plan.times == "grid":
+            return Cells.grid(self.plan.starts)
+        times = self.arrays.get("times", np.zeros(0))
+        if times.ndim != 1:
+            raise Refusal(f"site {self.site.name}: 'times' must be a row of times, got shape {times.shape}")
+        return Cells.exact(times)
+
+    @cached_property
+    def event(self) -> np.ndarray:
+        """Events `[N]` before follow-up ends."""
+        return np.where(self.outcomes.time > self.plan.end, 0.0, self.outcomes.event)
+
+    @cached_property
+    def runs(self) -> Runs | None:
+        """Cells of time taken together where they hold few patients; None where no rule asks for it."""
+        o = self.outcomes
+        if not self.coarsened:
+            return None
+        cell = grid_cells(o.time, self.cells.starts)
+        alike = o.stratum * self.count("group") + o.group
+        least, last = self.policy.least(self.numbers), len(self.cells) - 1
+        beyond = cell == last  # whoever outlives the horizon leaves at it, and nobody else seems to, where there are enough of both
+        after, before = (np.bincount(alike, which)[alike] for which in (beyond, ~beyond))
+        cell = np.where(beyond & (after < least), last - 1, cell)
+        apart = np.where((cell == last) & (before >= least), alike.max(initial=0) + 1 + alike, alike)
+        runs = spread_cells(cell, self.event, apart, o.patient, least)
+        return replace(runs, group=runs.group % (alike.max(initial=0) + 1))
+
+    @property
+    def coarsened(self) -> bool:
+        """Whether cells of time must not hold few patients: not with noise, nor with exact times, which the site has allowed."""
+        return self.plan.times == "grid" and not self.plan.epsilon and self.policy.min_cell > 1
+
+    @cached_property
+    def cell(self) -> np.ndarray:
+        """The last cell of time `[N]` in which each patient is at risk."""
+        o = self.outcomes
+        if self.plan.times == "exact":
+            return exact_cells(np.minimum(o.time, self.plan.end), self.event, self.cells.starts)
+        return grid_cells(o.time, self.cells.starts) if self.runs is None else self.runs.cell
+
+    @property
+    def coarse(self) -> wire.Config:
+        """What the coordinator is told of disclosure control here: the rule, not whom it met."""
+        return {"merged": self.coarsened}
+
+    def count(self, name: str) -> int:
+        """How many combinations of levels `group` or `strata` has."""
+        columns = [g.column for g in self.plan.groupings]
+        mine = columns[: 1 if self.plan.group else 0] if name == "group" else columns[1 if self.plan.group else 0 :]
+        return int(np.prod([len(self.levels.get(c, [])) for c in mine], dtype=np.int64))
+
+    def array(self, name: str, *shape: int) -> np.ndarray:
+        """An array of the message; raises `Refusal` unless it is there, has the shape, and is finite: another shape would be spread over patients."""
+        value = self.arrays.get(name)
+        if value is None or value.shape != shape or not np.isfinite(value).all():
+            seen = "none" if value is None else f"shape {value.shape}"
+            raise Refusal(
+                f"site {self.site.name}: '{self.step}' wants finite numbers '{name}' of shape {shape}, got {seen}"
+            )
+        return value.astype(np.float64)
+
+    @cached_property
+    def scaled(self) -> np.ndarray:
+        """Covariates on the federation's scale `[N, P]`."""
+        width = len(self.plan.inputs)
+        mean, sd = self.array("mean", width), self.array("sd", width)
+        if (sd <= 0).any():
+            raise Refusal(f"site {self.site.name}: 'sd' must be above 0")
+        return (self.outcomes.x_NP - mean) / sd
+
+    @cached_property
+    def beta(self) -> np.ndarray:
+        """The coefficients of the message `[P]`, on that scale."""
+        return self.array("beta", len(self.plan.inputs))
+
+    @property
+    def risk(self) -> np.ndarray:
+        """Log hazards `[N]` by the coefficients of the message."""
+        return self.scaled @ self.beta
+
+    @property
+    def died(self) -> tuple[frozenset[str], ...]:
+        """Those who had the event before follow-up ends, by group and stratum."""
+        o = self.outcomes
+        alike = o.stratum * self.count("group") + o.group
+        return tuple(frozenset(o.patient[(alike == g) & (self.event == 1)].tolist()) for g in np.unique(alike))
+
+    @property
+    def grid(self) -> str:
+        """How fine times are told, in words; empty with exact times."""
+        return f"{self.plan.grid_months:g} months" if self.plan.times == "grid" else ""
+
+    @property
+    def everybody(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.outcomes.patient.tolist()),)
