@@ -116,7 +116,9 @@ class AnalysisSession:
         cell = grid_cells(o.time, self.cells.starts)
         alike = o.stratum * self.count("group") + o.group
         least, last = self.policy.least(self.numbers), len(self.cells) - 1
-        beyond = cell == last  # whoever outlives the horizon leaves at it, and nobody else seems to, where there are enough of both
+        beyond = (
+            cell == last
+        )  # whoever outlives the horizon leaves at it, and nobody else seems to, where there are enough of both
         after, before = (np.bincount(alike, which)[alike] for which in (beyond, ~beyond))
         cell = np.where(beyond & (after < least), last - 1, cell)
         apart = np.where((cell == last) & (before >= least), alike.max(initial=0) + 1 + alike, alike)

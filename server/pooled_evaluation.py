@@ -204,7 +204,11 @@ class Pooled:
             d, n = (np.vstack([v, np.zeros((weight.shape[2] - len(v), v.shape[1]))]) for v in (d, n))
             weight[f, c] = n.sum(1)
             observed[f, c] = product_limit(d, n)[:, until[f]]
-            variance[f, c] = observed[f, c] ** 2 * greenwood(d[:, : until[f]], n)
+            # where all live or all die Greenwood knows no doubt: never less than that of a share of so many (Agresti & Coull 1998)
+            some = np.maximum(weight[f, c], 0.0)
+            share = (some * observed[f, c] + 2.0) / (some + 4.0)
+            doubt = share * (1.0 - share) / (some + 4.0)
+            variance[f, c] = np.maximum(observed[f, c] ** 2 * greenwood(d[:, : until[f]], n), doubt)
             known[f, c] = n.sum(1) > 0
         axes, weight = (0, 1), np.where(known, weight, 0.0)
         whole = weight.sum(axes)

@@ -261,5 +261,5 @@ def test_the_terminal() -> None:
     assert row.split() == ["age", "0.94", "0.90", "to", "0.99", p_text(cox["p"][1]), "0.001"]
     assert "114 events; likelihood ratio 33.27 on 7, p < 0.0001" in said
     said = terminal(km_result(1.0))
-    assert re.search(r"\naid +216 +48 +not reached +- to - +\d+\.\d % +\d+\.\d % +- *\n", said)
+    assert re.search(r"\naid +216 +48 +- +- to - +\d+\.\d% +\d+\.\d% +- *\n", said)
     assert "log-rank: chi-squared" in said

@@ -45,12 +45,11 @@ def fold(seed: int, cancers: int, hospitals: int, patients: int, study: Study) -
         if wanted.epsilon:
             p = -np.expm1(-wanted.epsilon / 2)
             table += rng.geometric(p, table.shape) - rng.geometric(p, table.shape)
-        sites[f"hospital {h:02d}"] = {"table": table, "pairs": np.stack([right, all_ - right, 0 * right])}
+        sites[f"hospital {h:02d}"] = {"table": table, "pairs": np.stack([2 * right, 2 * (all_ - right)])}
     total = {key: sum(s[key] for s in sites.values()) for key in ("table", "pairs")}
     grid, baseline = cohorts[0].grid, np.array([c.log_baseline for c in cohorts])
-    return FoldTable(
-        total["table"], total["pairs"], times, means, predicted_survival(means, baseline, grid, times), sites
-    )
+    survival, null = (predicted_survival(m, baseline, grid, times) for m in (means, 0 * means[:, :1]))
+    return FoldTable(total["table"], total["pairs"], times, means, survival, null, sites)
 
 
 def results(
@@ -248,7 +247,7 @@ def test_a_study_that_was_run(tmp_path: Path, consortium: Path) -> None:
         assert re.search(rf"<td>{name}</td><td>\d+</td><td>\d+</td><td>\S+</td><td>{loss:.3f}</td>", html)
 
 
-def test_an_interval_that_a_fold_does_not_know_is_not_told_as_certain() -> None:
+def test_a_fold_in_which_all_died_is_not_certain() -> None:
     """All patients of the lowest group of one fold die before the horizon: survival 0 has no interval."""
     study = Study().changed(evaluation__risk_bins=8, evaluation__time_bins=8, evaluation__horizons=[12.0])
     one, two = fold(0, 1, 1, 100, study), fold(1, 1, 1, 100, study)
@@ -257,8 +256,8 @@ def test_an_interval_that_a_fold_does_not_know_is_not_told_as_certain() -> None:
     counts[0, 1, -4:, 0] = 15
     dead = summarise(study, ("C0",), [replace(one, counts=counts), two])["horizons"][0]
     c = dead["calibration"]
-    assert (c["lower"][0], c["upper"][0]) == (None, None)
-    assert 0 < c["observed"][0] < 0.5
-    assert None not in c["lower"][3:] + c["upper"][3:]
+    assert 0 < c["lower"][0] < c["observed"][0] < c["upper"][0] < 0.5
+    alone = summarise(study, ("C0",), [two])["horizons"][0]["calibration"]
+    assert c["upper"][0] - c["lower"][0] > 0.4 * (alone["upper"][0] - alone["lower"][0])
     points = dots(calibration([dead]))
     on_a_line(points[:, 1], np.array(c["observed"]))
