@@ -49,10 +49,24 @@ def _times(session: AnalysisSession) -> Answer:
 
 
 def _moments(session: AnalysisSession) -> Answer:
-    """Number, sum and squares of each covariate `[P]`."""
+    """Number, sum and squares of each covariate `[P]`; a site that could not answer the steps to come says so now."""
+    if session.coarsened:
+        _enough_events(session)
     x = session.scaled
     total = {"n": np.full(x.shape[1], float(len(x))), "sum": x.sum(0), "squares": np.square(x).sum(0)}
     return Answer(session.coarse, total, len(x), groups=session.everybody, numbers=session.numbers)
+
+
+def _enough_events(session: AnalysisSession) -> None:
+    """Refuse a Cox regression that would sum the covariates of few who had the event, or of few who had not."""
+    o, strata, least = session.outcomes, session.count("strata"), session.policy.min_cell
+    dead = np.bincount(o.stratum, session.event, strata)
+    alive = np.bincount(o.stratum, minlength=strata) - dead
+    if (((dead > 0) & (dead < least)) | ((alive > 0) & (alive < least))).any():
+        raise Refusal(
+            f"site {session.site.name}: fewer than {least} patients of a stratum had the event, or did not, and the sum of their "
+            "covariates would tell of them (min_cell); take away strata, or leave the site out"
+        )
 
 
 def _cox(session: AnalysisSession) -> Answer:
@@ -79,10 +93,11 @@ def _cox(session: AnalysisSession) -> Answer:
 def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum, dict[str, np.ndarray]]:
     """Newton terms in which no number rests on few patients, and how many stand behind each.
 
-    Who leaves in a run is summed over the run, and the sum given in equal parts to its cells. The covariates of those who had
+    Who leaves in a run is summed over the run, and the sum given to its cells by their shares. The covariates of those who had
     the event are summed over all of a stratum's time, and stand at its first event: the score needs no more. Efron's ties would need
     them by cell. Weights exp(x beta) under which a few patients outweigh their run would make the run's sum theirs.
     """
+    _enough_events(session)
     o, site, x = session.outcomes, session.site.name, session.scaled
     strata, cells, number = session.count("strata"), len(session.cells), len(runs.low)
     weight = np.exp(np.clip(x @ session.beta, -FARTHEST, FARTHEST))
@@ -97,22 +112,14 @@ def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum,
     )
     total = dict(total)
     behind: dict[str, np.ndarray] = {}
-    size = runs.even(np.bincount(runs.run, minlength=number) * (runs.high + 1.0 - runs.low), strata, cells)
+    size = runs.shared_by(strata, cells)
     for power in range(3):
         name = f"left/{power}"
-        total[name] = runs.even(by_run[name][0], strata, cells)
+        total[name] = runs.spread(by_run[name][0], strata, cells)
         behind[name] = size.reshape(strata, cells, *[1] * (total[name].ndim - 2))
     of_events, first = np.zeros_like(total["event_x"]), (total["events"] > 0).argmax(axis=1)
     of_events[np.arange(strata), first] = total["event_x"].sum(1)
     total["event_x"] = of_events
-    dead = np.bincount(o.stratum, session.event, strata)
-    alive = np.bincount(o.stratum, minlength=strata) - dead
-    few = ((dead > 0) & (dead < session.policy.min_cell)) | ((alive > 0) & (alive < session.policy.min_cell))
-    if few.any():
-        raise Refusal(
-            f"site {site}: fewer than {session.policy.min_cell} patients of a stratum had the event, or did not, and the sum of their "
-            "covariates would tell of them (min_cell); take away strata, or leave the site out"
-        )
     return total, behind
 
 

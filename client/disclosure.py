@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 
 def shown(groups: Sequence[np.ndarray], patients: np.ndarray, least: int) -> np.ndarray:
@@ -42,9 +43,9 @@ def shown(groups: Sequence[np.ndarray], patients: np.ndarray, least: int) -> np.
 @dataclass(frozen=True)
 class Runs:
     """Neighbouring cells of time taken together: for each patient her `cell [N]` and `run [N]`; of each run its `low` and `high`
-    cell, and its `group`, `[R]` each.
+    cell, its `group`, `[R]` each, and the `share` of each of its cells.
 
-    Cells are spread over a run: of a run its ends leave, and how many died.
+    Cells are spread over a run: of a run its ends leave, its mean, and how many died.
     """
 
     cell: np.ndarray
@@ -52,17 +53,25 @@ class Runs:
     low: np.ndarray
     high: np.ndarray
     group: np.ndarray
+    share: tuple[np.ndarray, ...]
 
     @property
     def shared(self) -> np.ndarray:
         """Patients `[N]` in each patient's run."""
         return np.bincount(self.run, minlength=len(self.low))[self.run]
 
-    def even(self, by_run: np.ndarray, groups: int, cells: int) -> np.ndarray:
-        """Sums over runs `[R, ...]` given in equal parts to their cells: `[groups, cells, ...]`."""
+    def spread(self, by_run: np.ndarray, groups: int, cells: int) -> np.ndarray:
+        """Sums over runs `[R, ...]` given to their cells by their shares: `[groups, cells, ...]`."""
         out = np.zeros((groups, cells, *by_run.shape[1:]))
         for r, value in enumerate(by_run):
-            out[self.group[r], self.low[r] : self.high[r] + 1] += value / (self.high[r] + 1 - self.low[r])
+            out[self.group[r], self.low[r] : self.high[r] + 1] += np.multiply.outer(self.share[r], value)
+        return out
+
+    def shared_by(self, groups: int, cells: int) -> np.ndarray:
+        """Patients `[groups, cells]` of the run that each cell belongs to."""
+        out = np.zeros((groups, cells))
+        for r, size in enumerate(np.bincount(self.run, minlength=len(self.low))):
+            out[self.group[r], self.low[r] : self.high[r] + 1] = size
         return out
 
 
@@ -71,23 +80,43 @@ def spread_cells(cell: np.ndarray, event: np.ndarray, group: np.ndarray, patient
 
     Neighbouring cells of a group are taken together into runs of at least `least` patients, so that times change least
     (univariate microaggregation as a shortest path, Hansen & Mukherjee 2003). Within a run events, and those who are
-    censored, are spread evenly over its cells in an order of names that knows no times. A group of fewer patients is one
-    run; `shown` has left it out.
+    censored, are spread over its cells in an order of names that knows no times, more of them at the end where the mean of
+    the run's patients lies: evenly, survival would come out too long, as most of a long run leave early in it. A group of
+    fewer patients is one run; `shown` has left it out.
     """
     out, run, order = cell.copy(), np.zeros(len(cell), dtype=np.int64), _by_digest(patients)
     spans: list[tuple[int, int, int]] = []
+    shares: list[np.ndarray] = []
     for g in np.unique(group):
         rows = np.flatnonzero(group == g)
         for low, high in _runs(cell[rows], least):
             members = rows[(cell[rows] >= low) & (cell[rows] <= high)]
+            share = _decaying(high + 1 - low, float((cell[members] - low).mean()))
             for kind in (0, 1):
                 mine = members[event[members] == kind]
                 mine = mine[np.argsort(order[mine])]
-                out[mine] = low + np.floor((np.arange(len(mine)) + 0.5) * (high + 1 - low) / max(len(mine), 1))
+                place = np.searchsorted(np.cumsum(share), (np.arange(len(mine)) + 0.5) / max(len(mine), 1))
+                out[mine] = low + np.minimum(place, high - low)
             run[members] = len(spans)
             spans.append((low, high, int(g)))
+            shares.append(share)
     first, last, of = np.array(spans, dtype=np.int64).reshape(-1, 3).T
-    return Runs(out, run, first, last, of)
+    return Runs(out, run, first, last, of, tuple(shares))
+
+
+def _decaying(cells: int, mean: float) -> np.ndarray:
+    """Shares `[cells]` that fall, or rise, by one factor from cell to cell and have this mean: what is likeliest if no more is known."""
+    if cells == 1:
+        return np.ones(1)
+    k = np.arange(cells)
+
+    def shares(log_factor: float) -> np.ndarray:
+        weight = np.exp(log_factor * (k - (cells - 1 if log_factor > 0 else 0)))
+        return np.asarray(weight / weight.sum())
+
+    reach = 20.0
+    target = float(np.clip(mean, shares(-reach) @ k, shares(reach) @ k))
+    return shares(brentq(lambda f: float(shares(f) @ k) - target, -reach, reach))
 
 
 def _runs(cell: np.ndarray, least: int) -> list[tuple[int, int]]:

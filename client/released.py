@@ -28,7 +28,7 @@ class ReleasedGroups:
     site: str
 
     def check(self, groups: Iterable[frozenset[str]], least: int, kind: str, of: str = "patients") -> None:
-        """Raise `Refusal` where a group differs from an earlier one by fewer than `least` patients; else remember them all.
+        """Raise `Refusal` where a group differs from an earlier one that it meets by fewer than `least` patients; else remember all.
 
         `of` keeps apart what is compared: groups of patients, and those of them who had the event.
         """
@@ -40,7 +40,7 @@ class ReleasedGroups:
             earlier = [frozenset(f.read_text().splitlines()) for f in folder.iterdir() if _NAME.fullmatch(f.name)]
             known = [*earlier, *fresh.values()] if fresh else []
             for group in fresh.values():
-                if any(0 < len(group ^ other) < least for other in known):
+                if any(group & other and 0 < len(group ^ other) < least for other in known):
                     raise Refusal(
                         f"site {self.site}: '{kind}' is about {of} who differ from those of an earlier table by fewer than the {least} "
                         "that its policy wants (min_cell); the two tables together would single them out. Ask about the same patients, up "

@@ -61,7 +61,7 @@ class Plan(Section, allow_inf_nan=False):
         10,
         ge=1,
         le=50,
-        description="Newton steps of cox at most; a small cell of time needs more patients the more there are",
+        description="questions of cox at most, one a Newton step and one before the first",
     )
     robust: bool = Field(False, description="sandwich standard errors beside the model's own")
     transform: Literal["km", "rank", "log", "identity"] = Field(

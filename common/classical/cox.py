@@ -87,11 +87,13 @@ def fit_cox(
     ties: Ties = "efron",
     penalty_P: np.ndarray | None = None,
     max_steps: int = 40,
+    close: float = CLOSE,
 ) -> CoxFit:
     """The Cox model of all sites' patients, exactly that of their pooled table.
 
     `ask(beta_P)` gives the sum over sites of `leaving_sums` at these coefficients, of covariates that are standardised by the
-    federation's means and deviations (`CoxFit.on_scale` leads back); `max_steps` counts its calls. `penalty_P`: ridge penalty
+    federation's means and deviations (`CoxFit.on_scale` leads back); `max_steps` counts its calls, and a step shorter than
+    `close` standard errors is the last. `penalty_P`: ridge penalty
     of each coefficient on the likelihood of one patient (0: none). Raises `NoEvents`, `CollinearCovariates`,
     `MonotoneLikelihood` and `NoConvergence`, each with its remedy.
     """
@@ -117,7 +119,7 @@ def fit_cox(
         except np.linalg.LinAlgError:
             raise _runaway(here.beta_P, before_P, names) from None
         # Near the maximum each step squares the distance; where it no longer shrinks, the sums' own rounding is reached.
-        if length <= CLOSE or (length <= QUADRATIC and (length > before / 10 or asked >= max_steps)):
+        if length <= close or (length <= QUADRATIC and (length > before / 10 or asked >= max_steps)):
             break
         longest = np.abs(step_P).max() >= 0.5 * np.abs(before_P).max()
         runaway = runaway + 1 if longest and iterations and length < QUIET and length > 0.3 * before else 0

@@ -69,7 +69,8 @@ def test_within_a_run_all_that_is_told_is_how_many() -> None:
     """Whoever of a run dies first, and when, changes nothing that leaves."""
     rng = np.random.default_rng(0)
     event = np.array([1] * 6 + [0] * 6)
-    first, second = (np.concatenate([[0], rng.integers(0, 10, 10), [9]]) for _ in range(2))
+    first = np.concatenate([[0], rng.integers(0, 10, 10), [9]])
+    second = rng.permutation(first)  # the mean leaves as well
     tables = []
     for cells in (first, second):
         runs = spread_cells(cells, event, np.zeros(12), NAMES[:12], 11)
@@ -90,17 +91,20 @@ def test_runs_change_times_least() -> None:
     assert set(out[11:22]) <= {20, 21}
 
 
-def test_sums_of_runs_in_equal_parts_add_up() -> None:
+def test_what_is_told_of_a_run_adds_up_and_keeps_its_mean() -> None:
     rng = np.random.default_rng(0)
-    cells, group, value = rng.integers(0, 20, 100), rng.integers(0, 2, 100), rng.normal(size=100)
-    runs = spread_cells(cells, np.zeros(100), group, NAMES[:100], 11)
+    cells, group, value = rng.geometric(0.15, 200), rng.integers(0, 2, 200), rng.normal(size=200)
+    runs = spread_cells(cells, np.zeros(200), group, NAMES, 11)
     by_run = np.bincount(runs.run, value, len(runs.low))
-    even = runs.even(by_run, 2, 20)
+    told = runs.spread(by_run, 2, cells.max() + 1)
     for g in (0, 1):
-        assert even[g].sum() == pytest.approx(value[group == g].sum())
-        # whatever is told of a cell is a share of a whole run
-        inside = [(low, high) for low, high, of in zip(runs.low, runs.high, runs.group, strict=True) if of == g]
-        assert all(np.ptp(even[g, low : high + 1]) == 0 for low, high in inside)
+        assert told[g].sum() == pytest.approx(value[group == g].sum())
+    for r in range(len(runs.low)):
+        mine = runs.run == r
+        assert runs.share[r].sum() == pytest.approx(1.0)
+        assert runs.share[r] @ np.arange(runs.low[r], runs.high[r] + 1) == pytest.approx(cells[mine].mean(), abs=1e-6)
+        assert runs.cell[mine].mean() == pytest.approx(cells[mine].mean(), abs=0.35)
+        assert (runs.shared_by(2, cells.max() + 1)[runs.group[r], runs.low[r] : runs.high[r] + 1] == mine.sum()).all()
 
 
 def test_without_a_rule_cells_stay() -> None:
