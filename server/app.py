@@ -28,6 +28,7 @@ from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.roster import Roster
 
@@ -95,6 +96,10 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     tables = load_tables(out, results["folds"])
     if tables:
         results["evaluation"] = summarise(study, cancers, tables)
+        write_text(out / "results.json", json.dumps(results, indent=1))
+    told = summarise_classes(results["folds"], cancers, study.seed)
+    if told:
+        results["class_evaluation"] = told
         write_text(out / "results.json", json.dumps(results, indent=1))
     if study.analysis.attributions or study.analysis.attention:
         results |= interpret(out, folds, sets)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from lifelines import CoxPHFitter
-from oncofed.client import analyse as site_side
+from oncofed.client import analysis_session as site_side
 from oncofed.client.data.site import SiteDescription, write_description
 from oncofed.common.plan import Plan
 from oncofed.deploy.analyse import analyse

@@ -44,8 +44,8 @@ def test_cox_over_any_number_of_sites_is_the_pooled_one(table: pd.DataFrame, sit
     plan = Plan(kind="cox", covariates=COVARIATES, times="exact", min_sites=1, out=str(tmp_path / "out"))
     found = analyse(plan, root)["cox"]
     pooled = CoxPHFitter().fit(table[["time", "event", *COVARIATES]], "time", "event", fit_options=TIGHT)
-    np.testing.assert_allclose(found["coef"], pooled.params_, rtol=1e-9)
-    np.testing.assert_allclose(found["loglik"], pooled.log_likelihood_, rtol=1e-11)
+    np.testing.assert_allclose(found["coef"], pooled.params_, rtol=1e-10)
+    np.testing.assert_allclose(found["loglik"], pooled.log_likelihood_, rtol=1e-12)
     np.testing.assert_allclose(found["se"], pooled.standard_errors_, rtol=1e-7)
     assert (found["patients"], found["events"]) == (432, 114)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from oncofed.client.data.check import check_site
 from oncofed.client.data.site import list_sites
-from oncofed.common.class_metrics import auroc_error, macro_auroc, macro_f1
+from oncofed.common.class_metrics import auroc_error, class_sums, macro_auroc, macro_f1
 from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.gene_moe import GeneMOE
 from oncofed.common.models.inputs import Inputs
@@ -320,3 +320,27 @@ def test_six_rare_cancers_from_raw_counts(real_data: Path, tmp_path: Path) -> No
     assert sum(map(sum, result["confusion"]["counts"])) == 252
     assert result["methods"]["federated"]["macro_f1"]["value"] > 0.6
     assert result["methods"]["logistic"]["macro_f1"]["value"] > 0.9
+
+
+def test_intervals_of_classes_come_from_the_summed_counts_alone() -> None:
+    from oncofed.server.pooled_classes import summarise_classes
+
+    rng = np.random.default_rng(0)
+    folds = []
+    for _ in range(3):
+        label = rng.integers(0, 3, 200)
+        score = rng.normal(size=(200, 3)) + 1.2 * np.eye(3)[label]
+        probability = np.exp(score) / np.exp(score).sum(1, keepdims=True)
+        sums = class_sums(label, probability, np.zeros(200))
+        folds.append({"evaluation": {k: v.tolist() for k, v in sums.items()}})
+    told = summarise_classes(folds, ("a", "b", "c"), seed=0)
+    assert told is not None
+    confusion = np.array([f["evaluation"]["confusion"] for f in folds])
+    assert told["whole"]["macro_f1"]["value"] == pytest.approx(float(macro_f1(confusion).mean()))
+    for limits in (*told["whole"].values(), *(v for row in told["by_class"].values() for v in row.values())):
+        assert 0 <= limits["low"] < limits["value"] < limits["high"] <= 1
+    # as wide as a share of 600 patients is uncertain
+    accuracy = told["whole"]["accuracy"]
+    expected = 2 * 1.96 * np.sqrt(accuracy["value"] * (1 - accuracy["value"]) / 600)
+    assert accuracy["high"] - accuracy["low"] == pytest.approx(expected, rel=0.25)
+    assert summarise_classes([{"fold": 0}], ("a",), 0) is None
