@@ -49,7 +49,7 @@ class Evaluation(Section):
         description="ask for it: pooled C-index, AUC, Brier score, calibration and curves of risk groups, without rows",
     )
     risk_bins: int = Field(
-        32, ge=2, le=256, description="of each cancer type's training risks, equally filled; an even number"
+        64, ge=2, le=256, description="of each cancer type's training risks, equally filled; an even number"
     )
     time_bins: int = Field(32, ge=4, le=256, description="of follow-up, by training events")
     horizons: tuple[float, ...] = Field((12.0, 36.0, 60.0), description="months of AUC, Brier score and calibration")

@@ -165,10 +165,13 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
             for s, row in by_site.items()
         },
     }
+    fitted = set(questions.members)
     try:
         counts = questions.add_up("risks", sent, {"risk_counts": (1, len(RISK_EDGES) + 1)})["risk_counts"]
     except (SiteLost, NotEnoughSites):  # hospitals with a smallest cell
         return found
+    finally:
+        questions.members = fitted
     risk_edges, _ = risk_bins(counts, BINS)
     time_edges = times[np.unique(np.linspace(0, len(times) - 1, BINS - 1).astype(int))]
     asked = sent | {"risk_edges": risk_edges, "time_edges": np.unique(time_edges)}
