@@ -86,6 +86,16 @@ class Pooled:
         return np.where(self.told, mean_known(concordance(h), axis=1), np.nan)
 
     @cached_property
+    def _scored(self) -> dict[str, Any]:
+        """Value and limits of the mean over cancer types, and after it of each type, on the same draws."""
+
+        def statistic(h: np.ndarray) -> np.ndarray:
+            each = self._within(h)
+            return np.concatenate([mean_known(each, axis=1)[:, None], each], axis=1)
+
+        return self._interval(statistic, "c_index")
+
+    @cached_property
     def told(self) -> np.ndarray:
         """Cancer types `[C]` whose number of comparable pairs is beyond what noise alone would make of none, three deviations."""
         epsilon = self.study.evaluation.epsilon / 2
@@ -102,7 +112,7 @@ class Pooled:
 
     def c_index(self) -> dict[str, Any]:
         """Mean over cancer types of the C-index within each over all hospitals, and the certified bounds of counts without noise."""
-        out = self._interval(lambda h: mean_known(self._within(h), axis=1), "c_index")
+        out = {k: v[0] if v else None for k, v in self._scored.items()}
         if not self.study.evaluation.epsilon:
             low, high = (mean_known(mean_known(v, axis=0)) for v in self._bounds())
             out |= {"bounds": [float(low), float(high)]}
@@ -137,7 +147,7 @@ class Pooled:
 
     def by_cancer(self) -> dict[str, Any]:
         """Of each cancer type: patients, events, C-index with interval and bounds, Uno's C, and the Brier score over time."""
-        found = self._interval(self._within, "by_cancer")
+        found = {k: v[1:] for k, v in self._scored.items()}
         last = self.study.evaluation.horizons[-1]
         until = self._until(last)
         folds = range(len(self.tables))
@@ -244,7 +254,7 @@ class Pooled:
             if (
                 known and point is not None and not self.study.evaluation.epsilon
             ):  # its table has far more noise than its pairs
-                found = self._limits(statistic, _halved(counts), SITE_DRAWS, 1, site)
+                found = self._limits(statistic, _coarse(counts), SITE_DRAWS, 1, site)
                 if None not in found.values():
                     # the table is coarse, the pairs are exact: its interval goes to their point
                     limits = {k: float(np.clip(found[k] + point - found["value"], 0, 1)) for k in limits}
@@ -285,12 +295,14 @@ def _spread(own: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.diff(np.vstack([below, np.zeros(len(edges))]), axis=1, prepend=0.0, append=1.0)
 
 
-def _halved(counts: np.ndarray) -> np.ndarray:
-    """Pairs of risk bins and of time bins taken together where there are many: a hospital's own interval needs no finer ones."""
-    r, t = counts.shape[-2:]
-    if r < 16 or t < 16 or r % 2 or t % 2:
-        return counts
-    return counts.reshape(*counts.shape[:-2], r // 2, 2, t // 2, 2).sum((-3, -1))
+def _coarse(counts: np.ndarray) -> np.ndarray:
+    """Pairs of risk bins, and of time bins, taken together while there are more than 16: a hospital's own interval needs no finer ones."""
+    for axis in (-2, -1):
+        while counts.shape[axis] > 16 and counts.shape[axis] % 2 == 0:
+            counts = counts.reshape(*counts.shape[:axis], counts.shape[axis] // 2, 2, *counts.shape[axis:][1:]).sum(
+                axis
+            )
+    return counts
 
 
 def _plain(value: Any) -> Any:
