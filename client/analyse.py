@@ -13,6 +13,7 @@ from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.outcomes import held_levels
 from oncofed.client.disclosure import Runs
 from oncofed.client.release import Answer
+from oncofed.client.released import ReleasedGroups
 from oncofed.common.blocks import Sum
 from oncofed.common.classical.life_table import table_sums
 from oncofed.common.classical.risk_sets import FARTHEST, leaving_sums
@@ -22,8 +23,8 @@ from oncofed.common.evaluation.table import risk_time_table
 from oncofed.common.metrics import survival_sums
 from oncofed.common.survival import RISK_EDGES
 
-EFFECTIVE = 0.5
-"""Of the smallest cell: so many patients a run's weights must be worth, (sum w)^2 / sum w^2 (Kish 1965), or a few outweigh the rest."""
+COUNTED = ("cox", "residuals", "pairs")
+"""Steps that tell more of the same patients each time: counted before anything is computed, so that a refusal costs one too."""
 
 
 def analyse(session: AnalysisSession) -> Answer:
@@ -31,6 +32,9 @@ def analyse(session: AnalysisSession) -> Answer:
     kinds, handler = STEPS.get(session.step, ((), None))
     if handler is None or session.plan.kind not in kinds:
         raise Refusal(f"site {session.site.name}: a plan of kind {session.plan.kind} has no step {session.step!r}")
+    if session.step in COUNTED and session.policy.min_cell > 1:
+        memory = ReleasedGroups(session.work / "released", session.site.name)
+        memory.count(session.everybody[0], session.policy.max_newton_steps, session.step)
     return handler(session)
 
 
@@ -86,7 +90,6 @@ def _cox(session: AnalysisSession) -> Answer:
         session.everybody,
         session.died,
         session.grid,
-        counted=True,
     )
 
 
@@ -100,12 +103,14 @@ def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum,
     _enough_events(session)
     o, site, x = session.outcomes, session.site.name, session.scaled
     strata, cells, number = session.count("strata"), len(session.cells), len(runs.low)
-    weight = np.exp(np.clip(x @ session.beta, -FARTHEST, FARTHEST))
+    eta = x @ session.beta
+    weight = np.exp(np.clip(eta, -FARTHEST, FARTHEST))
     worth = np.bincount(runs.run, weight, number) ** 2 / np.bincount(runs.run, weight**2, number)
-    if (worth < EFFECTIVE * session.policy.min_cell).any():
+    # cut at the ends weights would be a step, and a step singles out whoever is near it
+    if (np.abs(eta) > FARTHEST).any() or (worth < session.policy.min_cell).any():
         raise Refusal(
-            f"site {site}: at these coefficients a few patients would outweigh the others of a run of intervals, and the sum would be "
-            "theirs; use a ridge penalty, or fewer covariates"
+            f"site {site}: at these coefficients fewer than {session.policy.min_cell} patients would outweigh the others of a run of intervals "
+            "(Kish's effective number), and the sum would be theirs; use a ridge penalty, or fewer covariates"
         )
     by_run = leaving_sums(
         x, runs.run, np.zeros(len(o)), np.zeros(len(o), dtype=np.int64), session.beta, 1, number, "breslow"
@@ -181,9 +186,7 @@ def _pairs(session: AnalysisSession) -> Answer:
     time = np.minimum(o.time, session.plan.end)
     total = survival_sums(session.risk, time, session.event, np.zeros(len(o)), o.stratum, strata)
     del total["loss"]
-    return Answer(
-        session.coarse, total, len(o), groups=session.everybody, events=session.died, grid=session.grid, counted=True
-    )
+    return Answer(session.coarse, total, len(o), groups=session.everybody, events=session.died, grid=session.grid)
 
 
 def _scores(session: AnalysisSession) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ from oncofed.common.classical.risk_sets import exact_cells, grid_cells
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
 from oncofed.common.plan import Plan
+
+LARGEST = 1e6
+"""A standardised covariate beyond this is none."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,14 @@ class AnalysisSession:
 
     @property
     def numbers(self) -> int:
-        """Sums of one quantity that all questions have in a cell: so many patients could be solved for."""
-        return 3 * self.policy.max_newton_steps if self.plan.kind == "cox" else 2
+        """Patients who could be solved for of all sums that questions have in a cell.
+
+        A Newton step tells 1 + P + P (P + 1) / 2 sums of a run whose patients have P numbers each.
+        """
+        if self.plan.kind != "cox":
+            return 2
+        p = len(self.plan.inputs)
+        return ceil(self.policy.max_newton_steps * (1 / p + 1 + (p + 1) / 2))
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -164,9 +174,13 @@ class AnalysisSession:
         """Covariates on the federation's scale `[N, P]`."""
         width = len(self.plan.inputs)
         mean, sd = self.array("mean", width), self.array("sd", width)
-        if (sd <= 0).any():
-            raise Refusal(f"site {self.site.name}: 'sd' must be above 0")
-        return (self.outcomes.x_NP - mean) / sd
+        with np.errstate(all="ignore"):
+            x = (self.outcomes.x_NP - mean) / sd
+        # the first moments are asked before there is a scale, in whatever units
+        most = np.inf if self.step == "moments" else LARGEST
+        if (sd <= 0).any() or not (np.abs(x) < most).all() or (np.abs(mean) > most * sd).any():
+            raise Refusal(f"site {self.site.name}: 'mean' and 'sd' do not bring its covariates to one scale")
+        return x
 
     @cached_property
     def beta(self) -> np.ndarray:
@@ -188,7 +202,7 @@ class AnalysisSession:
     @property
     def grid(self) -> str:
         """How fine times are told, in words; empty with exact times."""
-        return f"{self.plan.grid_months:g} months" if self.plan.times == "grid" else ""
+        return f"{self.plan.grid_months!r} months" if self.plan.times == "grid" else ""
 
     @property
     def everybody(self) -> tuple[frozenset[str], ...]:

@@ -14,13 +14,15 @@ import numpy as np
 from scipy.optimize import brentq
 
 
-def shown(groups: Sequence[np.ndarray], patients: np.ndarray, least: int) -> np.ndarray:
-    """Who may show `[N]` booleans: nobody of a group of fewer than `least` patients in any of the groupings `[N]` each.
+def shown(
+    groups: Sequence[np.ndarray], patients: np.ndarray, least: int, usable: np.ndarray | None = None
+) -> np.ndarray:
+    """Who may show `[N]` booleans: of the `usable`, nobody of a group of fewer than `least` in any of the groupings `[N]` each.
 
     Complementary suppression: patients who are left out are never so few that they could be had as a difference from the
     site's whole. Where they are, others join them, by a digest of their names: the same ones in every analysis.
     """
-    keep = np.ones(len(patients), dtype=bool)
+    keep = np.ones(len(patients), dtype=bool) if usable is None else usable.copy()
     if least <= 1 or not len(patients):
         return keep
     order = np.argsort(_by_digest(patients))

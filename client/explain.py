@@ -10,6 +10,7 @@ import torch
 from oncofed.client.attention_network import WHOLE, entropy_sums, network_sums, strength_sums
 from oncofed.client.attributions import attribution_sums
 from oncofed.client.data.cohort import Cohort
+from oncofed.client.disclosure import spread_cells
 from oncofed.client.release import Answer
 from oncofed.client.score import scored_model
 from oncofed.client.session import Session
@@ -38,7 +39,7 @@ def explain(session: Session) -> Answer:
         batch = session.batch(cohort)
         with torch.no_grad():
             risk = batch.through(model).risk.double().cpu().numpy()
-        total |= calibration_sums(risk, cohort, session.lens.grid, cancers)
+        total |= calibration_sums(risk, cohort, session.lens.grid, cancers, session.policy.min_cell)
         cells |= dict.fromkeys(total, np.bincount(cohort.cancer, minlength=cancers))
     if not (analysis.attributions or analysis.attention or analysis.network_genes):
         return Answer({}, total, len(cohort), cells, numbers=5)
@@ -88,17 +89,36 @@ def _network(session: Session) -> Answer:
     return Answer({}, total, len(some), cells, numbers=1 + analysis.network_draws)
 
 
-def calibration_sums(risk: np.ndarray, cohort: Cohort, grid: TimeGrid, cancers: int) -> Sum:
+def calibration_sums(risk: np.ndarray, cohort: Cohort, grid: TimeGrid, cancers: int, least: int = 1) -> Sum:
     """How risks lie and what they leave to the baselines, by cancer type.
 
     `risk_counts [C, len(RISK_EDGES) + 1]`; `events [C, K]`; `weighted_exposure [C, K]`, months under observation times
     hazard ratio. events / weighted_exposure is the baseline hazard of highest likelihood, whatever the risks came from.
+    With a smallest cell, bins of risk and intervals of time are taken together until `least` patients share them, and the
+    patients of such a run have its mean hazard ratio. Raises `Refusal` where a few outweigh the rest of a run.
     """
     member = np.eye(cancers)[cohort.cancer].T
-    bins = np.eye(len(RISK_EDGES) + 1)[np.searchsorted(RISK_EDGES, risk)]
-    at = np.eye(len(grid))[grid.interval(cohort.time)] * cohort.event[:, None]
+    bin_, at = np.searchsorted(RISK_EDGES, risk), grid.interval(cohort.time)
+    weight, exposure = np.exp(risk), grid.exposure(cohort.time)
+    if least > 1:
+        names = np.asarray(cohort.patient)
+        bin_ = spread_cells(bin_, np.zeros(len(risk)), cohort.cancer, names, least).cell
+        # three times as many share a run of intervals, as hazard ratios differ and half of `least` must be worth it (Kish 1965)
+        runs = spread_cells(at, cohort.event, cohort.cancer, names, 3 * least)
+        size, whole = np.bincount(runs.run), np.bincount(runs.run, weight)
+        if (whole**2 < np.minimum(least, size) / 2 * np.bincount(runs.run, weight**2)).any():
+            raise Refusal(
+                f"hazard ratios under which fewer than {least / 2:g} patients outweigh the others of a run of intervals"
+            )
+        weight, at = (whole / size)[runs.run], runs.cell
+        starts = np.asarray(grid.starts)
+        middle = np.append((starts[1:] + starts[:-1]) / 2, cohort.time.max(initial=starts[-1]))
+        # of the last interval, which has no end, the run's mean follow-up beyond its start
+        beyond = np.clip(cohort.time - starts[-1], 0.0, None)
+        last = starts[-1] + np.bincount(runs.run, beyond) / size
+        exposure = grid.exposure(np.where(at == len(grid) - 1, last[runs.run], middle[at]))
     return {
-        "risk_counts": member @ bins,
-        "events": member @ at,
-        "weighted_exposure": member @ (np.exp(risk)[:, None] * grid.exposure(cohort.time)),
+        "risk_counts": member @ np.eye(len(RISK_EDGES) + 1)[bin_],
+        "events": member @ (np.eye(len(grid))[at] * cohort.event[:, None]),
+        "weighted_exposure": member @ (weight[:, None] * exposure),
     }

@@ -26,8 +26,13 @@ class Policy(BaseModel):
     max_newton_steps: int = Field(
         12,
         ge=0,
-        description="steps of Cox regressions about one group of patients, over all analyses; each tells three sums of a covariate, so a "
-        "run of intervals holds more than three times as many patients",
+        description="steps of Cox regressions about one patient, over all analyses; each tells sums of covariates, so a run of intervals "
+        "holds more patients than could be solved for of all of them",
+    )
+    max_tables: int = Field(
+        12,
+        ge=1,
+        description="groups, each with a table of its own, that one patient may be in, over all analyses and evaluations",
     )
     min_grid_months: float = Field(1.0, ge=0, description="no interval of an analysis is narrower")
     own_model: bool = Field(

@@ -35,8 +35,7 @@ class Answer:
     broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
     for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
     names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
-    `events` are those of them who had the event, group by group, and `grid` how fine their times are told. `counted`: every such
-    answer tells more of the same patients, so the site counts them.
+    `events` are those of them who had the event, group by group, and `grid` how fine their times are told.
     """
 
     config: wire.Config
@@ -49,7 +48,6 @@ class Answer:
     grid: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     epsilon: float = 0.0
-    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,10 @@ class Door:
     def _remember(self, kind: str, answer: Answer) -> None:
         """Refuse what together with an earlier table would single patients out, and remember this one."""
         memory = ReleasedGroups(self.log.parent / "released", self.site)
-        memory.check(answer.groups, self.policy.min_cell, kind)
+        memory.check(answer.groups, self.policy.min_cell, kind, most=self.policy.max_tables)
         memory.check(answer.events, self.policy.min_cell, kind, "patients with the event")
         if answer.grid:
-            memory.same(answer.groups[0], answer.grid, kind)
-        if answer.counted:
-            memory.count(answer.groups[0], self.policy.max_newton_steps, kind)
+            memory.same_grid(answer.groups[0], answer.grid, kind)
 
     def _withhold(self, kind: str, answer: Answer) -> Sum | None:
         """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow; counts rounded."""

@@ -31,7 +31,7 @@ def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
     if session.study.evaluation.epsilon and not session.ask.get("validation"):
         raise Refusal(
-            f"site {session.site.name}: the study evaluates with noise (evaluation.epsilon), so nothing of held-out patients leaves without"
+            f"site {session.site.name}: the study evaluates with noise (evaluation.epsilon), so no score of held-out patients leaves without"
         )
     if session.ask.get("final"):
         write_predictions(session, scored_model(session))  # the hospital's own, whatever it lets show
@@ -87,7 +87,7 @@ def _ablate(session: Session, cohort: Cohort) -> Answer:
             f"site {session.site.name}: {ORDER} of shape {order.shape} are no {wanted} genes of a panel of {panel}"
         )
     total = ablation_sums(scored_model(session), session.batch(cohort), order, panel, session.study.seed)
-    return Answer({}, total, int(total["ablation/patients"].sum()))
+    return Answer({}, total, int(total["ablation/patients"].sum()), groups=groups_of(cohort))
 
 
 def scored_model(session: Session) -> Predictor:

@@ -5,13 +5,14 @@ Every party holds the same text, as with a study: the server sends it with each 
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from oncofed.common.covariates import Covariate, input_names, parse_covariates
+from oncofed.common.covariates import OUTCOME, Covariate, input_names, parse_covariates
 from oncofed.common.section import Section, split_text
 from pydantic import Field, ValidationError, model_validator
 
@@ -96,10 +97,13 @@ class Plan(Section, allow_inf_nan=False):
             raise ValueError(f"covariates, test and robust are of cox, not of {self.kind}")
         if self.kind == "logrank" and not self.group:
             raise ValueError("a log-rank test needs a group, such as 'sex' or 'arm=a|b'")
-        if self.epsilon and (self.kind == "cox" or self.times == "exact"):
+        if self.epsilon and self.kind == "cox":
             raise ValueError(
-                "epsilon is for curves and log-rank tests on a grid: Newton terms of a Cox model with noise enough "
-                "for differential privacy say nothing (design: privacy, 1.2); set epsilon = 0"
+                "Newton terms of a Cox model with noise enough for differential privacy say nothing; set epsilon = 0"
+            )
+        if self.epsilon and self.times == "exact":
+            raise ValueError(
+                "noise hides counts, not the event times that times = 'exact' lets out; use times = 'grid'"
             )
         if self.times == "grid" and len(self.starts) > MOST_CELLS:
             raise ValueError(
@@ -146,6 +150,11 @@ class Plan(Section, allow_inf_nan=False):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(where, cls.model_fields, 1)
+                raise ValueError(
+                    f"a plan has no key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
+                ) from None
             told = first["msg"].removeprefix("Value error, ")
             raise ValueError(f"{where}: {told} (got {first['input']!r})" if where else told) from None
 
@@ -179,7 +188,8 @@ class Grouping(Section):
             levels = tuple(level.strip() for level in rest.split("|")) if sign else ()
         elif sign and "|" not in rest:
             levels = (rest,)
-            Covariate.parse(f"{column}={rest}|\x00")
+            if not rest or column in OUTCOME:
+                raise ValueError(f"{text!r} chooses nobody; write column=level, or column=level|level")
         else:
             levels = Covariate.parse(text).levels
         if "" in levels or len({level.lower() for level in levels}) < len(levels):

@@ -21,7 +21,7 @@ from oncofed.common.classical.risk_sets import leaving_shapes
 from oncofed.common.classical.score_residuals import residual_terms
 from oncofed.common.evaluation.bootstrap import interval
 from oncofed.common.evaluation.concordance import comparable, concordance, concordance_bounds
-from oncofed.common.evaluation.edges import risk_bins
+from oncofed.common.evaluation.edges import cell_variance, risk_bins
 from oncofed.common.files import write_text
 from oncofed.common.metrics import ratio
 from oncofed.common.plan import Plan
@@ -62,7 +62,7 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
         "package": wire.package_version(),
         "sites": sorted(questions.members),
         "left_out": roster.left_out,
-        "notes": notes(questions),
+        "notes": notes(questions) + [f"Drowned in noise, and not shown: {name}." for name in found.get("drowned", [])],
         "questions": questions.asked,
         "seconds": time.perf_counter() - begin,
         "bytes_to_sites": roster.sent,
@@ -98,10 +98,15 @@ def tables(questions: Questions) -> dict[str, Any]:
         shapes = {"patients": shape[:2], "events": shape, "leaving": shape}
         total = questions.add_up("table", sent, shapes)
     shown = [name or "all patients" for name in names]
-    found: dict[str, Any] = {"curves": [], "logrank": None}
+    found: dict[str, Any] = {"curves": [], "logrank": None, "drowned": []}
+    if plan.epsilon:
+        # a group's patients are the sum of two noisy counts a cell, stratum and site
+        reach = 3 * np.sqrt(2 * len(cells) * len(strata) * len(questions.members) * cell_variance(plan.epsilon))
+        found["drowned"] = [name for name, n in zip(shown, total["patients"].sum(0), strict=True) if n <= reach]
     if plan.kind == "km":
-        found["curves"] = curves(life_tables(total, cells, shown))
-    if len(names) > 1:
+        known = curves(life_tables(total, cells, shown))
+        found["curves"] = [c for c in known if c["name"] not in found["drowned"]]
+    if len(names) > 1 and not found["drowned"]:
         found["logrank"] = log_rank(total, cells, shown, plan.rho).as_dict() | {"strata_names": strata}
         if plan.epsilon:
             rng = np.random.default_rng(0)  # of tables that nobody's patients are in
@@ -154,8 +159,8 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
     names = ("patients", "events", "concordant", "comparable")
     pairs = questions.by_site("pairs", sent, dict.fromkeys(names, (strata,)))
     if not pairs:
-        log.warning("no site evaluated the fit: none has test patients that it lets show")
-        return {}
+        why = "; ".join(list(dict.fromkeys(str(x["reason"]) for x in questions.roster.left_out))[-3:])
+        raise ValueError(f"no site evaluates the fit on the patients of test = {list(questions.plan.test)}: {why}")
     by_site = {site: {k: float(p[k].sum()) for k in names} for site, p in pairs.items()}
     whole = {k: sum(row[k] for row in by_site.values()) for k in names}
     found: dict[str, Any] = {

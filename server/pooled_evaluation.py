@@ -193,39 +193,41 @@ class Pooled:
                     "auc_by_cancer": {
                         name: {k: each[k][c] for k in ("value", "low", "high")} for c, name in enumerate(self.cancers)
                     },
-                    "calibration": self._calibration(until),
+                    "calibration": self._calibration(month, until),
                 }
             )
         return out
 
-    def _calibration(self, until: list[int]) -> dict[str, Any]:
+    def _calibration(self, month: float, until: list[int]) -> dict[str, Any]:
         """Groups of patients of all folds and cancer types by predicted survival at a horizon, five about equally large ones.
 
-        Observed survival is Kaplan-Meier's of each fold and cancer type within the group, averaged by its patients: types that are
+        Observed survival is Kaplan-Meier's of each cancer type within the group, averaged by its patients: types that are
         followed for unlike times must not share one curve. Its interval knows of the patients' chance, not of noise.
         """
         at = np.stack([s[..., u - 1] for s, u in zip(self.survival, until, strict=True)])  # [F, C, R]
         patients = self.counts.sum((2, 4))
         owner = equal_groups(patients.ravel(), at.ravel()).reshape(at.shape)
-        weight, known, variance = np.zeros((3, *at.shape[:2], int(owner.max()) + 1))
-        observed = np.zeros_like(weight)
-        for f, c in np.ndindex(*at.shape[:2]):
-            d, n = events_and_leaving(self.counts[f, c], owner[f, c])
-            d, n = (np.vstack([v, np.zeros((weight.shape[2] - len(v), v.shape[1]))]) for v in (d, n))
-            weight[f, c] = n.sum(1)
-            observed[f, c] = product_limit(d, n)[:, until[f]]
+        groups = int(owner.max()) + 1
+        edges, on = self._pieces
+        stop = int(np.searchsorted(edges, month - 1e-9)) + 1
+        weight, observed, variance = np.zeros((3, len(self.cancers), groups))
+        for c in range(len(self.cancers)):
+            sums = np.zeros((2, groups, len(edges) + 1))
+            for f in range(len(self.tables)):
+                parts = events_and_leaving(self.counts[f, c], owner[f, c])
+                for total, part in zip(sums, parts, strict=True):
+                    total[: len(part)] += part @ on[f]
+            d, n = sums
+            weight[c], observed[c] = n.sum(1), product_limit(d, n)[:, stop]
             # where all live or all die Greenwood knows no doubt: never less than that of a share of so many (Agresti & Coull 1998)
-            some = np.maximum(weight[f, c], 0.0)
-            share = (some * observed[f, c] + 2.0) / (some + 4.0)
+            some = np.maximum(weight[c], 0.0)
+            share = (some * observed[c] + 2.0) / (some + 4.0)
             doubt = share * (1.0 - share) / (some + 4.0)
-            variance[f, c] = np.maximum(observed[f, c] ** 2 * greenwood(d[:, : until[f]], n), doubt)
-            known[f, c] = n.sum(1) > 0
-        axes, weight = (0, 1), np.where(known, weight, 0.0)
-        whole = weight.sum(axes)
-        group = np.arange(weight.shape[2])
+            variance[c] = np.maximum(observed[c] ** 2 * greenwood(d[:, :stop], n), doubt)
+        whole, group = weight.sum(0), np.arange(groups)
         predicted = np.array([(patients * at)[owner == g].sum() for g in group])
-        mean = ratio((weight * observed).sum(axes), whole)
-        reach = 1.96 * np.sqrt(ratio((weight**2 * variance).sum(axes), whole**2))
+        mean = ratio((weight * observed).sum(0), whole)
+        reach = 1.96 * np.sqrt(ratio((weight**2 * variance).sum(0), whole**2))
         told = {"predicted": ratio(predicted, whole), "observed": mean}
         told |= {"lower": np.maximum(mean - reach, 0.0), "upper": np.minimum(mean + reach, 1.0)}
         return {k: _plain(v) for k, v in told.items()} | {"patients": _plain(whole)}
@@ -269,6 +271,13 @@ class Pooled:
             )
         return out
 
+    @cached_property
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        """Edges `[U - 1]` of the pieces that the time bins of all folds cut, and the share `[F, T, U]` of each fold's bin in each."""
+        edges = np.unique(np.concatenate([t.time_edges for t in self.tables]))
+        edges = edges[edges <= min(t.time_edges[-1] for t in self.tables)]
+        return edges, np.stack([_spread(t.time_edges, edges) for t in self.tables])
+
     def risk_groups(self) -> dict[str, Any]:
         """Survival of patients below and above their cancer type's median risk in training, and the log-rank test by cancer type and fold.
 
@@ -280,9 +289,7 @@ class Pooled:
         names = ["low risk", "high risk"]
         strata = {k: v.reshape(-1, *v.shape[2:]) for k, v in (("events", events), ("leaving", leaving))}
         test = log_rank(strata, Cells.grid([0.0, *self.tables[0].time_edges]), names).as_dict()
-        edges = np.unique(np.concatenate([t.time_edges for t in self.tables]))
-        edges = edges[edges <= min(t.time_edges[-1] for t in self.tables)]
-        on = np.stack([_spread(t.time_edges, edges) for t in self.tables])
+        edges, on = self._pieces
         sums = {k: np.einsum("fcgt,ftu->cgu", v, on) for k, v in (("events", events), ("leaving", leaving))}
         tables = life_tables(sums | {"patients": sums["leaving"].sum(-1)}, Cells.grid([0.0, *edges]), names)
         return {"curves": curves(tables), "logrank": test}

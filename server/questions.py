@@ -27,6 +27,10 @@ SUM_BITS = 20
 """Of sums that keep all their digits (`Accumulator`, fine): up to 4.4e12 in total."""
 
 
+MOST_LEVELS = 40
+"""Levels of a grouping that sites name by themselves."""
+
+
 class SiteLost(RuntimeError):
     """A site that answered earlier steps did not answer this one."""
 
@@ -101,7 +105,7 @@ class Questions:
     def fix(self, sites: set[str], step: str) -> None:
         """Remember who answered, or raise: too few, or fewer than before."""
         if len(sites) < self.plan.min_sites:
-            reasons = "; ".join(f"{x['site']}: {x['reason']}" for x in self.roster.left_out[-3:])
+            reasons = "; ".join(list(dict.fromkeys(str(x["reason"]) for x in self.roster.left_out))[-3:])
             raise NotEnoughSites(
                 f"'{step}': {len(sites)} good answers, wanted {self.plan.min_sites} (min_sites). {reasons}"
             )

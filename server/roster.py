@@ -20,6 +20,8 @@ RETRY_S = 600.0
 """A node that was refused is asked again after this long."""
 MOST_WIDE = 100_000
 """Numbers of an embedding, far beyond any model's: one of that width would be built for it."""
+SHOWN = 5
+"""Refusals that a message names."""
 NEWCOMER_S = 60.0
 """How long the sites at work wait for the greeting of one that comes late."""
 
@@ -103,8 +105,9 @@ class Roster:
                 if len(self.hellos) >= min_sites:
                     return
                 raise NotEnoughSites(
-                    f"{len(self.hellos)} sites take part after {waited:.0f} s, aggregation.min_sites = {min_sites}"
-                    + "".join(f"; {reason}" for reason, _ in self.refused.values())
+                    f"{len(self.hellos)} sites take part after {waited:.0f} s, wanted {min_sites} (min_sites)"
+                    + "".join(f"; {reason}" for reason, _ in list(self.refused.values())[:SHOWN])
+                    + (f"; and {len(self.refused) - SHOWN} more" if len(self.refused) > SHOWN else "")
                 )
             time.sleep(POLL_S)
 

@@ -54,6 +54,10 @@ class Outcomes:
                 raise Refusal(
                     f"site {site.name}: no clinical column '{c.column}', which the analysis takes as a covariate; add it, or leave it out"
                 )
+            if not c.levels and pd.to_numeric(table[c.column], errors="coerce").isna().all() and len(table):
+                raise Refusal(
+                    f"site {site.name}: the covariate '{c.column}' holds no number; where it has levels name them: '{c.column}=a|b'"
+                )
         time = pd.to_numeric(table["time"], errors="coerce") * site.description.months_per_unit
         event = pd.to_numeric(table["event"], errors="coerce")
         x = encode_covariates(table, plan.covariates, site.name, np.float64)
@@ -63,17 +67,16 @@ class Outcomes:
         usable &= (group >= 0) & (stratum >= 0)
         if (~usable).any():
             log.warning("%s: %d of %d patients lack a value of the analysis", site.name, (~usable).sum(), len(usable))
-        rows = np.flatnonzero(usable)
-        names = table.index.to_numpy(dtype=str)[rows]
-        alike = [group[rows] * (stratum.max(initial=0) + 1) + stratum[rows], *_rare(x[rows], plan)]
-        kept = rows[shown(alike, names, least)]
+        patient = table.index.to_numpy(dtype=str)
+        alike = [group * (stratum.max(initial=0) + 1) + stratum, *_rare(x, plan)]
+        # whoever lacks a value, or is of another level, counts among those left out, who are never few
+        kept = np.flatnonzero(shown(alike, patient, least, usable))
         if least and not len(kept):
             raise Refusal(
                 f"site {site.name}: nobody to show in this analysis: no patients, or fewer of a kind than its policy wants; its own log has "
                 "the count, `oncofed site check` the columns"
             )
         t, e = time.to_numpy(dtype=np.float64), event.to_numpy(dtype=np.float64)
-        patient = table.index.to_numpy(dtype=str)
         return cls(patient[kept], t[kept], e[kept], x[kept], group[kept], stratum[kept])
 
 
@@ -122,8 +125,8 @@ def _rare(x_NP: np.ndarray, plan: Plan) -> list[np.ndarray]:
         width = len(c.inputs)
         part = x_NP[:, at : at + width]
         # a column of a few values is one with levels, however it is written
-        if c.levels or len(np.unique(part)) <= CODES:
-            out.append(part @ (1 + np.arange(width)))
+        if c.levels or len(np.unique(part[~np.isnan(part)])) <= CODES:
+            out.append(np.nan_to_num(part) @ (1 + np.arange(width)))
         at += width
     return out
 

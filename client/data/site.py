@@ -106,6 +106,8 @@ def folder_name(site: str) -> str:
 def list_sites(root: Path) -> list[Path]:
     """Folders with a `site.toml` below `root`, by name; raises when there is none."""
     found = sorted(p.parent for p in root.glob("*/site.toml"))
+    if not found and (root / "site.toml").exists():
+        raise ValueError(f"{root} is one site; name the folder that holds the sites' folders: {root.resolve().parent}")
     if not found:
         raise ValueError(
             f"{root}: no site folder (a folder with site.toml) in it; make some with `oncofed data split` or `oncofed data synth`"

@@ -171,15 +171,15 @@ def test_a_cox_regression_behind_policies_tells_of_runs_alone(
     sent = sent_by("Site 0", monkeypatch)
     behind = analyse_at_hospitals(plan, root, tmp_path / "work")["cox"]
     open_ = analyse(plan, root)["cox"]
-    # coarser times cost little beside the standard error
+    # coarser times cost less than the standard error
     off = np.abs(np.array(behind["coef"]) - np.array(open_["coef"])) / np.array(open_["se"])
-    assert off.max() < 0.75
+    assert off.max() < 1.0
     assert behind["proportional_hazards"] is None
     (newton, *_) = [s for step, s in sent if step == "cox"]
     weights = newton["left/0"][0]
     # in all cells of a run the mean of the covariates is the run's: there are as many as runs
     means = newton["left/1"][0][weights > 0] / weights[weights > 0, None]
-    assert len(np.unique(means.round(6), axis=0)) <= (owners(len(table), 3) == 0).sum() // 37
+    assert len(np.unique(means.round(6), axis=0)) <= (owners(len(table), 3) == 0).sum() // 41
     assert np.count_nonzero(newton["event_x"][0].any(axis=1)) == 1
     mine = table[owners(len(table), 3) == 0]
     assert weights.sum() == pytest.approx(len(mine))  # at coefficients of 0
@@ -200,7 +200,7 @@ def test_coefficients_that_single_out_a_patient_get_no_answer(table: pd.DataFram
     fine = ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked | {"beta": np.array([0.05])})
     assert "arrays" in fine.array_records
     told = ask_site(plan, root / "site-0", tmp_path / "work", "cox", asked | {"beta": np.array([5.0])})
-    assert "a few patients would outweigh" in str(told.config_records["from"]["refusal"])
+    assert "fewer than 11 patients would outweigh" in str(told.config_records["from"]["refusal"])
 
 
 def test_newton_steps_about_one_group_are_counted(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -220,7 +220,8 @@ ASKED = {"mean": np.array([24.0, 3.0]), "sd": np.array([6.0, 3.0]), "beta": np.z
     [
         ("moments", {"mean": np.zeros((11, 1, 2))}, r"finite numbers 'mean' of shape \(2,\), got shape \(11, 1, 2\)"),
         ("moments", {"sd": np.full((216, 2), np.inf)}, "finite numbers 'sd'"),
-        ("cox", {"sd": np.array([6.0, -1.0])}, "'sd' must be above 0"),
+        ("cox", {"sd": np.array([6.0, -1.0])}, "do not bring its covariates to one scale"),
+        ("cox", {"sd": np.array([6.0, 1e-300])}, "do not bring its covariates to one scale"),
         ("cox", {"beta": np.array([0.0, np.nan])}, "finite numbers 'beta'"),
         ("risks", {}, "cells of single patients"),
         ("scores", {"risk_edges": np.zeros((1, 3)), "time_edges": np.arange(3.0)}, "cells of single patients"),

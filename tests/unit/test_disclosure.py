@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oncofed.client.disclosure import shown, spread_cells
 from oncofed.client.ledger import Ledger
 from oncofed.client.noise import geometric
-from oncofed.client.released import ReleasedGroups
+from oncofed.client.released import ReleasedGroups, tells_of_few
 from oncofed.common.errors import Refusal
 
 NAMES = np.array([f"patient-{i}" for i in range(200)])
@@ -158,13 +158,67 @@ def test_two_messages_at_once_do_not_both_pass_the_memory(tmp_path: Path) -> Non
         assert sum(pool.map(ask, range(16))) == 1
 
 
-def test_one_group_is_told_on_one_grid(tmp_path: Path) -> None:
+def test_patients_are_told_on_one_grid_whatever_group_they_are_in(tmp_path: Path) -> None:
     memory = ReleasedGroups(tmp_path / "released", "Mayo")
-    group = frozenset(NAMES[:40].tolist())
-    memory.same(group, "3 months", "x")
-    memory.same(group, "3 months", "x")
-    with pytest.raises(Refusal, match=r"on another grid \(2 months\) than before \(3 months\)"):
-        memory.same(group, "2 months", "x")
+    memory.same_grid(frozenset(NAMES[:40].tolist()), "3.0 months", "x")
+    memory.same_grid(frozenset(NAMES[:40].tolist()), "3.0 months", "x")
+    memory.same_grid(frozenset(NAMES[50:90].tolist()), "2.0 months", "x")
+    with pytest.raises(Refusal, match="on another; keep to the first"):
+        memory.same_grid(frozenset(NAMES[30:70].tolist()), "3.0 months", "x")
+
+
+def test_questions_are_counted_by_patient(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    memory.count(frozenset(NAMES[:40].tolist()), 2, "x")
+    memory.count(frozenset(NAMES[20:60].tolist()), 2, "x")
+    with pytest.raises(Refusal, match="answered 2 times about some of these patients"):
+        memory.count(frozenset(NAMES[39:80].tolist()), 2, "x")
+    memory.count(frozenset(NAMES[100:140].tolist()), 2, "x")
+
+
+def test_three_tables_of_large_groups_do_not_tell_of_the_one_who_is_in_none_but_the_first(tmp_path: Path) -> None:
+    """All, all of kind A, all of kind B: what is left is one patient of kind C."""
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    everybody, a, b = (frozenset(NAMES[rows].tolist()) for rows in (slice(0, 81), slice(0, 40), slice(40, 80)))
+    memory.check([everybody], 11, "x")
+    memory.check([a], 11, "x")
+    with pytest.raises(Refusal, match="earlier tables together would tell of fewer patients"):
+        memory.check([b], 11, "x")
+
+
+def test_margins_of_two_groupings_tell_of_no_small_cell_between_them(tmp_path: Path) -> None:
+    """By sex and by kind are two tables; how many women are of a kind is no combination of them."""
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    kinds = [frozenset(NAMES[i : i + 20].tolist()) for i in (0, 20, 40)]
+    women = frozenset(NAMES[[*range(15), *range(20, 25), *range(40, 50)]].tolist())
+    memory.check(kinds, 11, "x")
+    memory.check([women, frozenset(NAMES[:60].tolist()) - women], 11, "x")
+
+
+def test_nobody_is_in_more_tables_than_the_hospital_says(tmp_path: Path) -> None:
+    memory = ReleasedGroups(tmp_path / "released", "Mayo")
+    for i in range(3):
+        memory.check([frozenset(NAMES[20 * i : 20 * i + 80].tolist())], 11, "x", most=3)
+    with pytest.raises(Refusal, match=r"3 tables were answered already \(max_tables"):
+        memory.check([frozenset(NAMES[60:140].tolist())], 11, "x", most=3)
+    memory.check([frozenset(NAMES[120:160].tolist())], 11, "x", most=3)
+
+
+@given(groups=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_what_is_told_of_few_is_what_some_weights_on_the_tables_make(groups: list[set[int]]) -> None:
+    """Held against weights from -1 to 1: whatever a plain difference tells, the audit tells as well."""
+    from itertools import product
+
+    sets = [frozenset(map(str, g)) for g in groups]
+    rows = np.array([[float(str(p) in s) for p in range(10)] for s in sets])
+    sums = np.array(list(product((-1.0, 0.0, 1.0), repeat=len(sets)))) @ rows
+    indicator = np.isin(sums, (0.0, 1.0)).all(1) & (sums.sum(1) > 0)
+    found = bool((sums[indicator].sum(1) < 3).any())
+    if found:
+        assert tells_of_few(sets, 3)
+    if all(len(s) >= 3 for s in sets) and len(sets) == 1:
+        assert not tells_of_few(sets, 3)
 
 
 def test_a_ledger_that_cannot_be_read_lets_nothing_out(tmp_path: Path) -> None:
