@@ -218,7 +218,7 @@ def _aged(content: RecordDict) -> RecordDict:
 
 
 def test_too_few_sites_stop_the_study_with_the_reasons(consortium: Path, small_study: Make) -> None:
-    with pytest.raises(NotEnoughSites, match=r"4 sites take part after 0 s, aggregation.min_sites = 9"):
+    with pytest.raises(NotEnoughSites, match=r"4 sites take part after 0 s, wanted 9 \(min_sites\)"):
         run(small_study(aggregation__min_sites=9, runtime__wait_sites_s=0.5), consortium)
 
 
