@@ -62,25 +62,7 @@ def analyse_cox(
     engine: Engine = "local",
 ) -> None:
     """Cox regression: hazard ratios, tests, baseline hazards, check of proportional hazards."""
-    _run(
-        sites,
-        engine,
-        kind="cox",
-        covariates=covariate,
-        strata=strata or [],
-        where=where or [],
-        test=test or [],
-        ties=ties,
-        ridge=ridge,
-        standardise=standardise,
-        robust=robust,
-        times=times,
-        grid_months=grid_months,
-        horizon_months=horizon_months,
-        steps=steps,
-        min_sites=min_sites,
-        out=str(target),
-    )
+    _run("cox", locals())
 
 
 @analyse_cli.command("km")
@@ -98,20 +80,7 @@ def analyse_km(
     engine: Engine = "local",
 ) -> None:
     """Kaplan-Meier and Nelson-Aalen curves with intervals and numbers at risk; of groups, a log-rank test."""
-    _run(
-        sites,
-        engine,
-        kind="km",
-        group=group,
-        strata=strata or [],
-        where=where or [],
-        times=times,
-        grid_months=grid_months,
-        horizon_months=horizon_months,
-        epsilon=epsilon,
-        min_sites=min_sites,
-        out=str(target),
-    )
+    _run("km", locals())
 
 
 @analyse_cli.command("logrank")
@@ -130,21 +99,7 @@ def analyse_logrank(
     engine: Engine = "local",
 ) -> None:
     """The log-rank test of two or more groups, stratified where asked."""
-    _run(
-        sites,
-        engine,
-        kind="logrank",
-        group=group,
-        strata=strata or [],
-        where=where or [],
-        rho=rho,
-        times=times,
-        grid_months=grid_months,
-        horizon_months=horizon_months,
-        epsilon=epsilon,
-        min_sites=min_sites,
-        out=str(target),
-    )
+    _run("logrank", locals())
 
 
 @analyse_cli.command("run")
@@ -160,10 +115,13 @@ def analyse_run(
     _analyse(sites, engine, Plan.read(str(plan)).model_copy(update={"out": str(target)}))
 
 
-def _run(sites: Path, engine: Literal["local", "ray", "superlink"], **keys: Any) -> None:
+def _run(kind: str, given: dict[str, Any]) -> None:
+    """The analysis that a command's options describe: they are the plan's keys, lists in the singular."""
     from oncofed.common.plan import Plan
 
-    _analyse(sites, engine, Plan.from_config(keys))
+    sites, engine, target = (given.pop(name) for name in ("sites", "engine", "target"))
+    keys = {"covariates" if k == "covariate" else k: v for k, v in given.items() if v is not None}
+    _analyse(sites, engine, Plan.from_config(keys | {"kind": kind, "out": str(target)}))
 
 
 def _analyse(sites: Path, engine: Literal["local", "ray", "superlink"], plan: Any) -> None:
