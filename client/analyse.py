@@ -33,7 +33,7 @@ def analyse(session: AnalysisSession) -> Answer:
     if handler is None or session.plan.kind not in kinds:
         raise Refusal(f"site {session.site.name}: a plan of kind {session.plan.kind} has no step {session.step!r}")
     if session.step in COUNTED and session.policy.min_cell > 1:
-        memory = ReleasedGroups(session.work / "released", session.site.name)
+        memory = ReleasedGroups.of(session.work, session.site.name)
         memory.count(session.everybody[0], session.policy.max_newton_steps, session.step)
     return handler(session)
 
@@ -63,7 +63,7 @@ def _moments(session: AnalysisSession) -> Answer:
 
 def _enough_events(session: AnalysisSession) -> None:
     """Refuse a Cox regression that would sum the covariates of few who had the event, or of few who had not."""
-    o, strata, least = session.outcomes, session.count("strata"), session.policy.min_cell
+    o, strata, least = session.outcomes, session.strata, session.policy.min_cell
     dead = np.bincount(o.stratum, session.event, strata)
     alive = np.bincount(o.stratum, minlength=strata) - dead
     if (((dead > 0) & (dead < least)) | ((alive > 0) & (alive < least))).any():
@@ -75,7 +75,7 @@ def _enough_events(session: AnalysisSession) -> None:
 
 def _cox(session: AnalysisSession) -> Answer:
     """Newton terms at the coefficients of the message (common/classical/risk_sets.py)."""
-    o, strata, cells = session.outcomes, session.count("strata"), len(session.cells)
+    o, strata, cells = session.outcomes, session.strata, len(session.cells)
     x, beta, ties = session.scaled, session.beta, session.plan.ties
     total = leaving_sums(x, session.cell, session.event, o.stratum, beta, strata, cells, ties)
     behind: dict[str, np.ndarray] = {}
@@ -85,11 +85,11 @@ def _cox(session: AnalysisSession) -> Answer:
         session.coarse,
         total,
         len(o),
-        behind,
-        session.numbers,
-        session.everybody,
-        session.died,
-        session.grid,
+        cells=behind,
+        numbers=session.numbers,
+        groups=session.everybody,
+        events=session.died,
+        grid=session.grid,
     )
 
 
@@ -102,10 +102,9 @@ def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum,
     """
     _enough_events(session)
     o, site, x = session.outcomes, session.site.name, session.scaled
-    strata, cells, number = session.count("strata"), len(session.cells), len(runs.low)
+    strata, cells, number = session.strata, len(session.cells), len(runs.low)
     eta = x @ session.beta
-    weight = np.exp(np.clip(eta, -FARTHEST, FARTHEST))
-    worth = np.bincount(runs.run, weight, number) ** 2 / np.bincount(runs.run, weight**2, number)
+    worth = runs.worth(np.exp(np.clip(eta, -FARTHEST, FARTHEST)))
     # cut at the ends weights would be a step, and a step singles out whoever is near it
     if (np.abs(eta) > FARTHEST).any() or (worth < session.policy.min_cell).any():
         raise Refusal(
@@ -130,12 +129,12 @@ def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum,
 
 def _residuals(session: AnalysisSession) -> Answer:
     """Outer products of score residuals, for robust standard errors."""
-    if session.policy.min_cell > 1 and session.plan.times == "grid":
+    if session.coarsened:
         raise Refusal(
             f"site {session.site.name}: residuals are sums of squares under terms that the coordinator chooses, which can single out a "
             f"patient; its policy wants {session.policy.min_cell} behind each sum (min_cell); set robust = false"
         )
-    o, p, shape = session.outcomes, len(session.plan.inputs), (session.count("strata"), len(session.cells))
+    o, p, shape = session.outcomes, len(session.plan.inputs), (session.strata, len(session.cells))
     wide = ("hazard_x", "event_hazard_x", "mean_x")
     terms = {
         k: session.array(f"terms/{k}", *shape, *([p] if k in wide else [])) for k in ("hazard", "event_hazard", *wide)
@@ -147,26 +146,24 @@ def _residuals(session: AnalysisSession) -> Answer:
 def _table(session: AnalysisSession) -> Answer:
     """Patients, events and those who leave, by stratum, group and cell."""
     o, plan = session.outcomes, session.plan
-    groups, strata = session.count("group"), session.count("strata")
+    groups, strata = session.groups, session.strata
     sums = table_sums(
         session.cell, session.event, o.group, o.stratum, groups=groups, strata=strata, cells=len(session.cells)
     )
     if plan.epsilon:  # one cell a patient: events and censored side by side; all other numbers are made of them
         table = np.stack([sums["leaving"] - sums["events"], sums["events"]])
         return Answer(session.coarse, {"table": table}, len(o), counts={"table": 1}, epsilon=plan.epsilon)
-    names = [
-        frozenset(o.patient[(o.group == g) & (o.stratum == s)].tolist()) for g in range(groups) for s in range(strata)
-    ]
+    names = [frozenset(o.patient[session.alike == g].tolist()) for g in range(groups * strata)]
     return Answer(
         session.coarse,
         sums,
         len(o),
-        _behind(session, sums),
-        2,
-        (*session.everybody, *names),
-        session.died,
-        session.grid,
-        dict.fromkeys(sums, 1),
+        cells=_behind(session, sums),
+        numbers=session.numbers,
+        groups=(*session.everybody, *names),
+        events=session.died,
+        grid=session.grid,
+        counts=dict.fromkeys(sums, 1),
     )
 
 
@@ -182,7 +179,7 @@ def _pairs(session: AnalysisSession) -> Answer:
     """A fit on patients who are only evaluated: patients, events, concordant and comparable pairs by stratum `[S]`."""
     if not session.plan.test:
         raise Refusal(f"site {session.site.name}: the plan names no test patients, so there is nobody to evaluate")
-    o, strata = session.outcomes, session.count("strata")
+    o, strata = session.outcomes, session.strata
     time = np.minimum(o.time, session.plan.end)
     total = survival_sums(session.risk, time, session.event, np.zeros(len(o)), o.stratum, strata)
     del total["loss"]
@@ -194,7 +191,7 @@ def _scores(session: AnalysisSession) -> Answer:
     _open(session, "a table of risk and time")
     o, a = session.outcomes, session.arrays
     time = np.minimum(o.time, session.plan.end)
-    edges = np.repeat(a["risk_edges"][:1], session.count("strata"), axis=0)
+    edges = np.repeat(a["risk_edges"][:1], session.strata, axis=0)
     table = risk_time_table(session.risk, time, session.event, o.stratum, edges, a["time_edges"])
     return Answer(session.coarse, {"table": table}, len(o), groups=session.everybody)
 

@@ -23,7 +23,7 @@ from oncofed.common.classical.life_table import Cells
 from oncofed.common.classical.risk_sets import exact_cells, grid_cells
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
-from oncofed.common.plan import Plan
+from oncofed.common.plan import Grouping, Plan
 
 LARGEST = 1e6
 """A standardised covariate beyond this is none."""
@@ -124,11 +124,9 @@ class AnalysisSession:
         if not self.coarsened:
             return None
         cell = grid_cells(o.time, self.cells.starts)
-        alike = o.stratum * self.count("group") + o.group
-        least, last = self.policy.least(self.numbers), len(self.cells) - 1
-        beyond = (
-            cell == last
-        )  # whoever outlives the horizon leaves at it, and nobody else seems to, where there are enough of both
+        alike, least, last = self.alike, self.policy.least(self.numbers), len(self.cells) - 1
+        # whoever outlives the horizon leaves at it, and nobody else seems to, where there are enough of both
+        beyond = cell == last
         after, before = (np.bincount(alike, which)[alike] for which in (beyond, ~beyond))
         cell = np.where(beyond & (after < least), last - 1, cell)
         apart = np.where((cell == last) & (before >= least), alike.max(initial=0) + 1 + alike, alike)
@@ -153,11 +151,22 @@ class AnalysisSession:
         """What the coordinator is told of disclosure control here: the rule, not whom it met."""
         return {"merged": self.coarsened}
 
-    def count(self, name: str) -> int:
-        """How many combinations of levels `group` or `strata` has."""
-        columns = [g.column for g in self.plan.groupings]
-        mine = columns[: 1 if self.plan.group else 0] if name == "group" else columns[1 if self.plan.group else 0 :]
-        return int(np.prod([len(self.levels.get(c, [])) for c in mine], dtype=np.int64))
+    @property
+    def groups(self) -> int:
+        """How many groups are compared."""
+        return self._combinations(self.plan.compared)
+
+    @property
+    def strata(self) -> int:
+        return self._combinations(self.plan.stratified)
+
+    def _combinations(self, groupings: tuple[Grouping, ...]) -> int:
+        return int(np.prod([len(self.levels.get(g.column, [])) for g in groupings], dtype=np.int64))
+
+    @cached_property
+    def alike(self) -> np.ndarray:
+        """The number of each patient's stratum and group together `[N]`."""
+        return self.outcomes.stratum * self.groups + self.outcomes.group
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         """An array of the message; raises `Refusal` unless it is there, has the shape, and is finite: another shape would be spread over patients."""
@@ -195,9 +204,7 @@ class AnalysisSession:
     @property
     def died(self) -> tuple[frozenset[str], ...]:
         """Those who had the event before follow-up ends, by group and stratum."""
-        o = self.outcomes
-        alike = o.stratum * self.count("group") + o.group
-        return tuple(frozenset(o.patient[(alike == g) & (self.event == 1)].tolist()) for g in np.unique(alike))
+        return tuple(self._names((self.alike == g) & (self.event == 1)) for g in np.unique(self.alike))
 
     @property
     def grid(self) -> str:
@@ -206,4 +213,7 @@ class AnalysisSession:
 
     @property
     def everybody(self) -> tuple[frozenset[str], ...]:
-        return (frozenset(self.outcomes.patient.tolist()),)
+        return (self._names(np.ones(len(self.outcomes), dtype=bool)),)
+
+    def _names(self, rows: np.ndarray) -> frozenset[str]:
+        return frozenset(self.outcomes.patient[rows].tolist())

@@ -62,6 +62,11 @@ class Runs:
         """Patients `[N]` in each patient's run."""
         return np.bincount(self.run, minlength=len(self.low))[self.run]
 
+    def worth(self, weight: np.ndarray) -> np.ndarray:
+        """How many patients `[R]` the weights `[N]` of each run amount to: (sum w)^2 / sum w^2 (Kish 1965)."""
+        size = len(self.low)
+        return np.bincount(self.run, weight, size) ** 2 / np.bincount(self.run, weight**2, size)
+
     def spread(self, by_run: np.ndarray, groups: int, cells: int) -> np.ndarray:
         """Sums over runs `[R, ...]` given to their cells by their shares: `[groups, cells, ...]`."""
         out = np.zeros((groups, cells, *by_run.shape[1:]))

@@ -103,10 +103,10 @@ def calibration_sums(risk: np.ndarray, cohort: Cohort, grid: TimeGrid, cancers: 
     if least > 1:
         names = np.asarray(cohort.patient)
         bin_ = spread_cells(bin_, np.zeros(len(risk)), cohort.cancer, names, least).cell
-        # three times as many share a run of intervals, as hazard ratios differ and half of `least` must be worth it (Kish 1965)
+        # three times as many share a run of intervals, as hazard ratios differ and half of `least` must be worth it
         runs = spread_cells(at, cohort.event, cohort.cancer, names, 3 * least)
         size, whole = np.bincount(runs.run), np.bincount(runs.run, weight)
-        if (whole**2 < np.minimum(least, size) / 2 * np.bincount(runs.run, weight**2)).any():
+        if (runs.worth(weight) < np.minimum(least, size) / 2).any():
             raise Refusal(
                 f"hazard ratios under which fewer than {least / 2:g} patients outweigh the others of a run of intervals"
             )

@@ -129,9 +129,8 @@ class Door:
     def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
-        wanted = self.policy.min_cell if kind in TABLES else self.policy.min_patients
-        if answer.epsilon:
-            wanted = 0
+        # noise covers one patient as well as many
+        wanted = 0 if answer.epsilon else self.policy.min_cell if kind in TABLES else self.policy.min_patients
         total = self._noisy(kind, config, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(
@@ -151,7 +150,7 @@ class Door:
 
     def _remember(self, kind: str, answer: Answer) -> None:
         """Refuse what together with an earlier table would single patients out, and remember this one."""
-        memory = ReleasedGroups(self.log.parent / "released", self.site)
+        memory = ReleasedGroups.of(self.log.parent, self.site)
         memory.check(answer.groups, self.policy.min_cell, kind, most=self.policy.max_tables)
         memory.check(answer.events, self.policy.min_cell, kind, "patients with the event")
         if answer.grid:

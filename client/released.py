@@ -35,6 +35,11 @@ class ReleasedGroups:
     folder: Path
     site: str
 
+    @classmethod
+    def of(cls, work: Path, site: str) -> ReleasedGroups:
+        """The memory in a site's working folder."""
+        return cls(work / "released", site)
+
     def check(
         self,
         groups: Iterable[frozenset[str]],

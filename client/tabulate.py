@@ -34,7 +34,8 @@ def tabulate(session: Session) -> Answer:
             f"site {session.site.name}: edges of risk {edges.shape} and time {times.shape} are none for {cancers} cancer types"
         )
     model = scored_model(session)
-    write_predictions(session, model)  # the hospital's own
+    if epsilon:  # else the hospital's own file is that of the final evaluation, which was asked before
+        write_predictions(session, model)
     with torch.no_grad():
         risk = session.batch(cohort).through(model).risk.double().cpu().numpy() if len(cohort) else np.zeros(0)
     of = risk, np.asarray(cohort.time), np.asarray(cohort.event), np.asarray(cohort.cancer)

@@ -109,15 +109,25 @@ class Plan(Section, allow_inf_nan=False):
             raise ValueError(
                 f"grid_months = {self.grid_months} makes {len(self.starts)} intervals, at most {MOST_CELLS} are asked for; widen it"
             )
-        columns = [Grouping.parse(g).column for g in (*([self.group] if self.group else []), *self.strata)]
+        columns = [g.column for g in self.groupings]
         if len(set(columns)) < len(columns):
             raise ValueError(f"a column groups twice: {columns}")
         return self
 
     @property
+    def compared(self) -> tuple[Grouping, ...]:
+        """The grouping of `group`; none without."""
+        return (Grouping.parse(self.group),) if self.group else ()
+
+    @property
+    def stratified(self) -> tuple[Grouping, ...]:
+        """Those of `strata`."""
+        return tuple(map(Grouping.parse, self.strata))
+
+    @property
     def groupings(self) -> tuple[Grouping, ...]:
-        """Those of `group` and `strata`, the group first."""
-        return tuple(Grouping.parse(text) for text in ((self.group,) if self.group else ()) + self.strata)
+        """All of them, the group first."""
+        return self.compared + self.stratified
 
     @property
     def columns(self) -> tuple[str, ...]:

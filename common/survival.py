@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from oncofed.common.classical.risk_sets import grid_cells
 from torch import Tensor
 from torchsurv.loss.cox import neg_partial_log_likelihood
 
@@ -38,7 +39,7 @@ class TimeGrid:
 
     def interval(self, time: np.ndarray) -> np.ndarray:
         """Index `[B]` of the interval that holds each time."""
-        return np.clip(np.searchsorted(np.asarray(self.starts), time, side="left") - 1, 0, len(self) - 1)
+        return grid_cells(time, np.asarray(self.starts))
 
     def exposure(self, time: np.ndarray) -> np.ndarray:
         """Months `[B, K]` that each patient spends under observation in each interval."""

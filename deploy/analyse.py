@@ -6,13 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oncofed.client.app import app as client_app
 from oncofed.client.data.site import list_sites
 from oncofed.common.plan import Plan
-from oncofed.deploy.engine import run_in_process, run_on_ray
-from oncofed.deploy.loopback import run_on_superlink
-from oncofed.deploy.simulate import Engine, check_names
-from oncofed.server.app import app as server_app
+from oncofed.deploy.simulate import Engine, check_names, run_on
 from oncofed.server.classical import RESULT
 
 
@@ -21,17 +17,6 @@ def analyse(plan: Plan, sites: Path, engine: Engine = "local") -> dict[str, Any]
     folders = list_sites(sites)
     check_names(folders)
     out = Path(plan.out).resolve()
-    config: dict[str, bool | int | float | str] = {
-        "plan": plan.model_copy(update={"out": str(out)}).model_dump_json(),
-        "sites": str(sites.resolve()),
-    }
-    if engine == "ray":
-        run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
-    elif engine == "superlink":
-        run_on_superlink({"plan": config["plan"]}, folders, out / "processes")
-    else:
-        nodes: list[dict[str, bool | int | float | str]] = [
-            {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))
-        ]
-        run_in_process(server_app, client_app, nodes, config)
+    whole = plan.model_copy(update={"out": str(out)})
+    run_on(engine, {"plan": whole.model_dump_json()}, sites, folders, out / "processes")
     return dict(json.loads((out / RESULT).read_text()))

@@ -36,19 +36,27 @@ def simulate(study: Study, sites: Path, engine: Engine = "local") -> SimulatedRu
     check_names(folders)
     for folder in folders:  # predictions of an earlier study of this name must not be taken for this one's
         shutil.rmtree(folder / ".oncofed" / "predictions" / study.name, ignore_errors=True)
-    config = study.run_config() | {"sites": str(sites.resolve()), "runtime.out": str(Path(study.runtime.out).resolve())}
-    if engine == "ray":
-        run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
-    elif engine == "superlink":
-        absolute = study.changed(runtime__out=str(Path(study.runtime.out).resolve()))
-        run_on_superlink(absolute.run_config(), folders, Path(study.runtime.out).resolve() / "processes")
-    else:
-        nodes: list[dict[str, bool | int | float | str]] = [
-            {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))
-        ]
-        run_in_process(server_app, client_app, nodes, config)
+    out = Path(study.runtime.out).resolve()
+    run_on(engine, study.run_config() | {"runtime.out": str(out)}, sites, folders, out / "processes")
     results = json.loads((Path(study.runtime.out) / "results.json").read_text())
     return SimulatedRun(results, read_predictions(folders, study.name))
+
+
+def run_on(
+    engine: Engine, config: dict[str, bool | int | float | str], sites: Path, folders: list[Path], processes: Path
+) -> None:
+    """Run a config over the site `folders` below `sites` on an engine; real processes keep logs and state below `processes`."""
+    if engine == "superlink":  # whose nodes name their own folders
+        run_on_superlink(config, folders, processes)
+        return
+    config = config | {"sites": str(sites.resolve())}
+    if engine == "ray":
+        run_on_ray("oncofed.server.app:app", "oncofed.client.app:app", len(folders), config)
+        return
+    nodes: list[dict[str, bool | int | float | str]] = [
+        {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))
+    ]
+    run_in_process(server_app, client_app, nodes, config)
 
 
 def check_names(folders: list[Path]) -> None:

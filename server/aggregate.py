@@ -39,7 +39,18 @@ class Accumulator:
         self._reach = dict.fromkeys(shapes, 0.0)
 
     def check(self, one: Sum, source: str) -> dict[str, float]:
-        """Peaks by name; raises `ValueError` naming `source` on wrong names or shapes, NaN, or an overflow to come."""
+        """`peaks`; raises `TooLarge` as well where the sum would leave the range: an overflow to come."""
+        peaks = self.peaks(one, source)
+        for name, peak in peaks.items():
+            if self._reach[name] + peak * 2.0**self.bits >= _LIMIT:
+                raise TooLarge(
+                    f"{source}: '{name}' reaches {peak:g}, too large for a sum with {self.bits} fractional bits "
+                    f"(limit {_LIMIT / 2.0**self.bits:g} over all sites); training has diverged or the data are not scaled"
+                )
+        return peaks
+
+    def peaks(self, one: Sum, source: str) -> dict[str, float]:
+        """Largest magnitudes by name; raises `ValueError` naming `source` on wrong names or shapes, NaN, or evidence below zero."""
         if one.keys() != self._total.keys():
             raise ValueError(
                 f"{source}: the sum has other arrays than the model: {sorted(one.keys() ^ self._total.keys())[:5]}"
@@ -50,14 +61,9 @@ class Accumulator:
                 raise ValueError(f"{source}: '{name}' has dtype {value.dtype}, wanted floating point")
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
-            peak = peaks[name] = self._peak(value)
-            if not np.isfinite(peak):
+            peaks[name] = self._peak(value)
+            if not np.isfinite(peaks[name]):
                 raise ValueError(f"{source}: '{name}' holds values that are not finite")
-            if self._reach[name] + peak * 2.0**self.bits >= _LIMIT:
-                raise TooLarge(
-                    f"{source}: '{name}' reaches {peak:g}, too large for a sum with {self.bits} fractional bits "
-                    f"(limit {_LIMIT / 2.0**self.bits:g} over all sites); training has diverged or the data are not scaled"
-                )
         if EVIDENCE in one and (one[EVIDENCE] < 0).any():
             raise ValueError(f"{source}: evidence below zero")
         return peaks

@@ -88,8 +88,8 @@ def tables(questions: Questions) -> dict[str, Any]:
     """Survival curves by group, and the log-rank test of groups."""
     plan = questions.plan
     cells, sent = cells_of(questions)
-    names = questions.names(plan.groupings[:1] if plan.group else ())
-    strata = questions.names(plan.groupings[1:] if plan.group else plan.groupings)
+    names = questions.names(plan.compared)
+    strata = questions.names(plan.stratified)
     shape = len(strata), len(names), len(cells)
     if plan.epsilon:
         table = questions.add_up("table", sent, {"table": (2, *shape)})["table"]
@@ -119,7 +119,7 @@ def tables(questions: Questions) -> dict[str, Any]:
 
 def cox(questions: Questions) -> dict[str, Any]:
     """Cox regression: scale of the covariates, Newton's steps, and where the plan asks robust errors and an evaluation."""
-    plan, strata = questions.plan, questions.names(questions.plan.groupings)
+    plan, strata = questions.plan, questions.names(questions.plan.stratified)
     names, width = plan.inputs, len(plan.inputs)
     cells, sent = cells_of(questions)
     mean, sd = questions.moments(width)
@@ -155,12 +155,13 @@ def cox(questions: Questions) -> dict[str, Any]:
 
 def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, Any]:
     """C-index of a fit on the plan's test patients, within strata: of pairs within sites, and of all sites from one table."""
-    strata = len(questions.names(questions.plan.groupings))
+    strata = len(questions.names(questions.plan.stratified))
     names = ("patients", "events", "concordant", "comparable")
     pairs = questions.by_site("pairs", sent, dict.fromkeys(names, (strata,)))
     if not pairs:
-        why = "; ".join(list(dict.fromkeys(str(x["reason"]) for x in questions.roster.left_out))[-3:])
-        raise ValueError(f"no site evaluates the fit on the patients of test = {list(questions.plan.test)}: {why}")
+        raise ValueError(
+            f"no site evaluates the fit on the patients of test = {list(questions.plan.test)}: {questions.reasons}"
+        )
     by_site = {site: {k: float(p[k].sum()) for k in names} for site, p in pairs.items()}
     whole = {k: sum(row[k] for row in by_site.values()) for k in names}
     found: dict[str, Any] = {

@@ -14,8 +14,7 @@ import numpy as np
 from oncofed.common.classical.life_table import Cells, curves, life_tables
 from oncofed.common.classical.log_rank import log_rank
 from oncofed.common.evaluation.bootstrap import interval, redraw
-from oncofed.common.evaluation.calibration import equal_groups, halves
-from oncofed.common.evaluation.censoring import greenwood, product_limit
+from oncofed.common.evaluation.calibration import calibration, halves
 from oncofed.common.evaluation.concordance import (
     by_score,
     comparable,
@@ -75,6 +74,15 @@ class Pooled:
         found = interval(statistic, counts, rng, draws=draws, epsilon=epsilon, noises=noises, bounds=(0.0, 1.0))
         return dict(zip(("value", "low", "high"), map(_plain, found), strict=True))
 
+    def _with_mean(self, by_cancer: Statistic, *parts: object, draws: int = DRAWS) -> dict[str, Any]:
+        """Value and limits of the mean over cancer types, and after it of each type, on the same draws."""
+
+        def statistic(h: np.ndarray) -> np.ndarray:
+            each = by_cancer(h)
+            return np.concatenate([mean_known(each, axis=1)[:, None], each], axis=1)
+
+        return self._interval(statistic, *parts, draws=draws)
+
     def _until(self, month: float) -> list[int]:
         """Time bins up to a horizon, in each fold."""
         return [int(np.flatnonzero(np.isclose(t.time_edges, month))[0]) + 1 for t in self.tables]
@@ -87,13 +95,8 @@ class Pooled:
 
     @cached_property
     def _scored(self) -> dict[str, Any]:
-        """Value and limits of the mean over cancer types, and after it of each type, on the same draws."""
-
-        def statistic(h: np.ndarray) -> np.ndarray:
-            each = self._within(h)
-            return np.concatenate([mean_known(each, axis=1)[:, None], each], axis=1)
-
-        return self._interval(statistic, "c_index")
+        """C-index: of the mean over cancer types, and after it of each type."""
+        return self._with_mean(self._within, "c_index")
 
     @cached_property
     def told(self) -> np.ndarray:
@@ -112,7 +115,7 @@ class Pooled:
 
     def c_index(self) -> dict[str, Any]:
         """Mean over cancer types of the C-index within each over all hospitals, and the certified bounds of counts without noise."""
-        out = {k: v[0] if v else None for k, v in self._scored.items()}
+        out = {k: v[0] for k, v in self._scored.items()}
         if not self.study.evaluation.epsilon:
             low, high = (mean_known(mean_known(v, axis=0)) for v in self._bounds())
             out |= {"bounds": [float(low), float(high)]}
@@ -184,53 +187,22 @@ class Pooled:
                 each = mean_known(np.stack([auc(h[:, f], u) for f, u in enumerate(until)], 1), axis=1)
                 return np.where(self.told, each, np.nan)
 
-            each = self._interval(by_cancer, "auc", month, draws=SITE_DRAWS)
-            mean = self._interval(lambda h, of=by_cancer: mean_known(of(h), axis=1), "auc", month, draws=SITE_DRAWS)  # type: ignore[misc]
+            found = self._with_mean(by_cancer, "auc", month, draws=SITE_DRAWS)
+            edges, counts = self._pieces
+            stop = int(np.searchsorted(edges, month - 1e-9)) + 1
+            at = np.stack([s[..., u - 1] for s, u in zip(self.survival, until, strict=True)])  # [F, C, R]
+            held = calibration(counts, at.swapaxes(0, 1).reshape(len(self.cancers), -1), stop)
             out.append(
                 {
                     "month": month,
-                    "auc": mean,
+                    "auc": {k: v[0] for k, v in found.items()},
                     "auc_by_cancer": {
-                        name: {k: each[k][c] for k in ("value", "low", "high")} for c, name in enumerate(self.cancers)
+                        name: {k: v[1 + c] for k, v in found.items()} for c, name in enumerate(self.cancers)
                     },
-                    "calibration": self._calibration(month, until),
+                    "calibration": {k: _plain(v) for k, v in vars(held).items()},
                 }
             )
         return out
-
-    def _calibration(self, month: float, until: list[int]) -> dict[str, Any]:
-        """Groups of patients of all folds and cancer types by predicted survival at a horizon, five about equally large ones.
-
-        Observed survival is Kaplan-Meier's of each cancer type within the group, averaged by its patients: types that are
-        followed for unlike times must not share one curve. Its interval knows of the patients' chance, not of noise.
-        """
-        at = np.stack([s[..., u - 1] for s, u in zip(self.survival, until, strict=True)])  # [F, C, R]
-        patients = self.counts.sum((2, 4))
-        owner = equal_groups(patients.ravel(), at.ravel()).reshape(at.shape)
-        groups = int(owner.max()) + 1
-        edges, on = self._pieces
-        stop = int(np.searchsorted(edges, month - 1e-9)) + 1
-        weight, observed, variance = np.zeros((3, len(self.cancers), groups))
-        for c in range(len(self.cancers)):
-            sums = np.zeros((2, groups, len(edges) + 1))
-            for f in range(len(self.tables)):
-                parts = events_and_leaving(self.counts[f, c], owner[f, c])
-                for total, part in zip(sums, parts, strict=True):
-                    total[: len(part)] += part @ on[f]
-            d, n = sums
-            weight[c], observed[c] = n.sum(1), product_limit(d, n)[:, stop]
-            # where all live or all die Greenwood knows no doubt: never less than that of a share of so many (Agresti & Coull 1998)
-            some = np.maximum(weight[c], 0.0)
-            share = (some * observed[c] + 2.0) / (some + 4.0)
-            doubt = share * (1.0 - share) / (some + 4.0)
-            variance[c] = np.maximum(observed[c] ** 2 * greenwood(d[:, :stop], n), doubt)
-        whole, group = weight.sum(0), np.arange(groups)
-        predicted = np.array([(patients * at)[owner == g].sum() for g in group])
-        mean = ratio((weight * observed).sum(0), whole)
-        reach = 1.96 * np.sqrt(ratio((weight**2 * variance).sum(0), whole**2))
-        told = {"predicted": ratio(predicted, whole), "observed": mean}
-        told |= {"lower": np.maximum(mean - reach, 0.0), "upper": np.minimum(mean + reach, 1.0)}
-        return {k: _plain(v) for k, v in told.items()} | {"patients": _plain(whole)}
 
     # -- hospitals and groups ------------------------------------------------------------------------------------------
 
@@ -253,9 +225,8 @@ class Pooled:
 
             point = _plain(value)
             limits: dict[str, Any] = {"low": None, "high": None}
-            if (
-                known and point is not None and not self.study.evaluation.epsilon
-            ):  # its table has far more noise than its pairs
+            # with noise its table has far more of it than its pairs
+            if known and point is not None and not self.study.evaluation.epsilon:
                 found = self._limits(statistic, _coarse(counts), SITE_DRAWS, 1, site)
                 if None not in found.values():
                     # the table is coarse, the pairs are exact: its interval goes to their point
@@ -273,25 +244,30 @@ class Pooled:
 
     @cached_property
     def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
-        """Edges `[U - 1]` of the pieces that the time bins of all folds cut, and the share `[F, T, U]` of each fold's bin in each."""
+        """Edges `[U - 1]` of the pieces that the time bins of all folds cut, and the counts `[C, 2, F * R, U]` of all folds on them.
+
+        Counts are spread evenly over the pieces of their bin, as the actuarial estimate takes them to lie.
+        """
         edges = np.unique(np.concatenate([t.time_edges for t in self.tables]))
         edges = edges[edges <= min(t.time_edges[-1] for t in self.tables)]
-        return edges, np.stack([_spread(t.time_edges, edges) for t in self.tables])
+        on = np.stack([_spread(t.time_edges, edges) for t in self.tables])
+        counts = np.einsum("fcert,ftu->cefru", self.counts, on)
+        return edges, counts.reshape(*counts.shape[:2], -1, counts.shape[-1])
 
     def risk_groups(self) -> dict[str, Any]:
         """Survival of patients below and above their cancer type's median risk in training, and the log-rank test by cancer type and fold.
 
-        Folds have time bins of their own. The test takes each fold as strata with its own bins. For the curves counts are spread
-        evenly over the pieces that the edges of all folds cut, as the actuarial estimate takes them to lie.
+        Folds have time bins of their own. The test takes each fold as strata with its own bins, the curves are of all on common pieces.
         """
         owner = halves(self.counts.shape[-2])
         events, leaving = map(np.stack, zip(*(events_and_leaving(t.counts, owner) for t in self.tables), strict=True))
         names = ["low risk", "high risk"]
         strata = {k: v.reshape(-1, *v.shape[2:]) for k, v in (("events", events), ("leaving", leaving))}
         test = log_rank(strata, Cells.grid([0.0, *self.tables[0].time_edges]), names).as_dict()
-        edges, on = self._pieces
-        sums = {k: np.einsum("fcgt,ftu->cgu", v, on) for k, v in (("events", events), ("leaving", leaving))}
-        tables = life_tables(sums | {"patients": sums["leaving"].sum(-1)}, Cells.grid([0.0, *edges]), names)
+        edges, counts = self._pieces
+        events, leaving = events_and_leaving(counts, np.tile(owner, len(self.tables)))
+        sums = {"patients": leaving.sum(-1), "events": events, "leaving": leaving}
+        tables = life_tables(sums, Cells.grid([0.0, *edges]), names)
         return {"curves": curves(tables), "logrank": test}
 
 
@@ -306,9 +282,8 @@ def _coarse(counts: np.ndarray) -> np.ndarray:
     """Pairs of risk bins, and of time bins, taken together while there are more than 16: a hospital's own interval needs no finer ones."""
     for axis in (-2, -1):
         while counts.shape[axis] > 16 and counts.shape[axis] % 2 == 0:
-            counts = counts.reshape(*counts.shape[:axis], counts.shape[axis] // 2, 2, *counts.shape[axis:][1:]).sum(
-                axis
-            )
+            pairs = (*counts.shape[:axis], counts.shape[axis] // 2, 2, *counts.shape[axis:][1:])
+            counts = counts.reshape(pairs).sum(axis)
     return counts
 
 

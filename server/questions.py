@@ -5,7 +5,6 @@ All steps of an analysis rest on the same sites: where one is lost on the way, `
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from math import fsum
 
@@ -18,17 +17,8 @@ from oncofed.server.aggregate import Accumulator, TooLarge
 from oncofed.server.inquiry import Shapes
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
 
-log = logging.getLogger("oncofed.server")
-
-FLOAT_BITS = -900
-"""Of sums that are not put into fixed point: any size may pass the check."""
-
 SUM_BITS = 20
 """Of sums that keep all their digits (`Accumulator`, fine): up to 4.4e12 in total."""
-
-
-MOST_LEVELS = 40
-"""Levels of a grouping that sites name by themselves."""
 
 
 class SiteLost(RuntimeError):
@@ -102,12 +92,16 @@ class Questions:
                 self.merged.add(answer.site)
         return sorted(answers, key=lambda a: a.site)
 
+    @property
+    def reasons(self) -> str:
+        """Why sites were left out: the last three reasons that differ."""
+        return "; ".join(list(dict.fromkeys(str(x["reason"]) for x in self.roster.left_out))[-3:])
+
     def fix(self, sites: set[str], step: str) -> None:
         """Remember who answered, or raise: too few, or fewer than before."""
         if len(sites) < self.plan.min_sites:
-            reasons = "; ".join(list(dict.fromkeys(str(x["reason"]) for x in self.roster.left_out))[-3:])
             raise NotEnoughSites(
-                f"'{step}': {len(sites)} good answers, wanted {self.plan.min_sites} (min_sites). {reasons}"
+                f"'{step}': {len(sites)} good answers, wanted {self.plan.min_sites} (min_sites). {self.reasons}"
             )
         lost = self.members - sites
         self.members = sites
@@ -138,7 +132,7 @@ class Questions:
         good = {}
         for answer in self.ask(step, arrays, everybody=True):
             try:
-                Accumulator(shapes, FLOAT_BITS).check(answer.arrays, answer.site)
+                Accumulator(shapes).peaks(answer.arrays, answer.site)
                 good[answer.site] = answer.arrays
             except ValueError as error:
                 self.roster.leave_out(answer.site, wire.ANALYSE, self.asked, str(error))

@@ -61,8 +61,8 @@ class Outcomes:
         time = pd.to_numeric(table["time"], errors="coerce") * site.description.months_per_unit
         event = pd.to_numeric(table["event"], errors="coerce")
         x = encode_covariates(table, plan.covariates, site.name, np.float64)
-        group = _number(table, plan.groupings[: 1 if plan.group else 0], levels, site.name)
-        stratum = _number(table, plan.groupings[1 if plan.group else 0 :], levels, site.name)
+        group = _number(table, plan.compared, levels, site.name)
+        stratum = _number(table, plan.stratified, levels, site.name)
         usable = (time >= 0).to_numpy() & event.isin([0, 1]).to_numpy() & ~np.isnan(x).any(axis=1)
         usable &= (group >= 0) & (stratum >= 0)
         if (~usable).any():

@@ -1,6 +1,6 @@
-"""Calibration at a horizon, and risk groups, both of whole risk bins.
+"""Calibration at a horizon, and risk groups, both of whole risk bins, which may be in any order.
 
-Shapes: counts `[2, R, T]` of one table, its risk bins in any order (`table.in_rows` puts several cancer types together).
+Shapes: C cancer types, R risk bins, T time bins, G groups.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from oncofed.common.classical.life_table import Cells, LifeTable, kaplan_meier
+from oncofed.common.evaluation.censoring import greenwood, product_limit
 from oncofed.common.evaluation.table import events_and_leaving
 from oncofed.common.metrics import ratio
 
@@ -43,26 +43,27 @@ def halves(bins: int) -> np.ndarray:
     return np.repeat([0, 1], bins // 2)
 
 
-def calibration(
-    counts: np.ndarray, survival: np.ndarray, time_edges: np.ndarray, until: int, groups: int = 5
-) -> Calibration:
+def calibration(counts: np.ndarray, predicted: np.ndarray, until: int, groups: int = 5) -> Calibration:
     """Mean predicted survival against Kaplan-Meier with its 95 % interval at the end of the first `until` bins.
 
-    `survival` `[R, T - 1]` as for `scores.brier`. Groups are about equally large.
+    `counts` `[C, 2, R, T]`, `predicted` survival `[C, R]` at that horizon; groups of all cancer types are about equally large.
+    Observed survival is Kaplan-Meier's of each cancer type within the group, averaged by its patients: types that are
+    followed for unlike times must not share one curve. Its interval knows of the patients' chance, not of noise.
     """
-    at_horizon, patients = survival[:, until - 1], counts.sum((0, 2))
-    owner = equal_groups(patients, at_horizon, groups)
-    events, leaving = events_and_leaving(counts, owner)
-    of_group = np.eye(len(events))[owner].T
-    n = of_group @ patients
-    cells = Cells.grid([0.0, *time_edges])
-    rows = [kaplan_meier(LifeTable("", cells, *row)) for row in zip(n.tolist(), events, leaving, strict=True)]
-    observed, lower, upper = (np.array([getattr(r, k)[until - 1] for r in rows]) for k in ("value", "lower", "upper"))
-    known = n > 0
-    return Calibration(
-        ratio(of_group @ (patients * at_horizon), n),
-        np.where(known, observed, np.nan),
-        np.where(known, lower, np.nan),
-        np.where(known, upper, np.nan),
-        n,
-    )
+    patients = counts.sum((1, 3))
+    owner = equal_groups(patients.ravel(), predicted.ravel(), groups).reshape(predicted.shape)
+    found = int(owner.max()) + 1
+    weight, observed, variance = np.zeros((3, len(counts), found))
+    for c, one in enumerate(counts):
+        events, leaving = events_and_leaving(one, owner[c], found)
+        weight[c], observed[c] = leaving.sum(1), product_limit(events, leaving)[:, until]
+        # where all live or all die Greenwood knows no doubt: never less than that of a share of so many (Agresti & Coull 1998)
+        some = np.maximum(weight[c], 0.0)
+        share = (some * observed[c] + 2.0) / (some + 4.0)
+        doubt = share * (1.0 - share) / (some + 4.0)
+        variance[c] = np.maximum(observed[c] ** 2 * greenwood(events[:, :until], leaving), doubt)
+    n = weight.sum(0)
+    mean = ratio((weight * observed).sum(0), n)
+    reach = 1.96 * np.sqrt(ratio((weight**2 * variance).sum(0), n**2))
+    whole = np.array([(patients * predicted)[owner == g].sum() for g in range(found)])
+    return Calibration(ratio(whole, n), mean, np.maximum(mean - reach, 0.0), np.minimum(mean + reach, 1.0), n)

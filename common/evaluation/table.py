@@ -103,14 +103,16 @@ def in_rows(values: np.ndarray, axis: int) -> np.ndarray:
     return moved.reshape(*moved.shape[:-3], -1, moved.shape[-1])
 
 
-def events_and_leaving(counts: np.ndarray, owner: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def events_and_leaving(
+    counts: np.ndarray, owner: np.ndarray | None = None, groups: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Events, and all who leave with an event or without, `[..., G, T]` each, of groups of whole risk bins.
 
-    `counts` `[..., 2, R, T]`; `owner` `[R]` says to which group 0 to G - 1 a risk bin belongs. Without `owner`,
+    `counts` `[..., 2, R, T]`; `owner` `[R]` says to which group 0 to G - 1 a risk bin belongs, of `groups` in all (by default the last is the highest that is there). Without `owner`,
     everybody is in one group and both are `[..., T]`. They are what `classical.life_table` takes.
     """
     if owner is None:
         events, leaving = counts[..., 1, :, :].sum(-2), counts.sum((-3, -2))
         return events, leaving
-    groups = np.eye(int(owner.max()) + 1)[owner].T  # [G, R]
-    return groups @ counts[..., 1, :, :], groups @ counts.sum(-3)
+    member = np.eye(groups or int(owner.max()) + 1)[owner].T  # [G, R]
+    return member @ counts[..., 1, :, :], member @ counts.sum(-3)

@@ -289,7 +289,7 @@ def test_calibration_groups_hold_everybody_and_agree_with_patients() -> None:
     c = cohort("flchain", held_out=True)
     table = c.table()
     until = table.until(60.0)
-    result = calibration(table.counts[0], predictions(c, table), table.time_edges, until)
+    result = calibration(table.counts, predictions(c, table)[None, :, until - 1], until)
     assert len(result.patients) == 5
     assert result.patients.sum() == len(c.risk)
     assert (result.patients > 0.7 * len(c.risk) / 5).all()
