@@ -53,7 +53,7 @@ class Lens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of B patients; without outcomes the four before the modalities are zeros."""
+    """Tensors of B patients; without outcomes the four before the modalities are zeros. `width_BK` are months of intervals."""
 
     x_BG: Tensor
     v_BV: Tensor
@@ -66,6 +66,7 @@ class Batch:
     image_BP: Tensor | None = None
     alteration_BA: Tensor | None = None
     bags: Bags | None = None
+    width_BK: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.cancer_B)
@@ -88,6 +89,7 @@ class Batch:
             has={m: torch.from_numpy(cohort.has(m)).to(device) for m in MODALITIES},
             image_BP=table.get(PATHOLOGY),
             alteration_BA=table.get(ALTERATIONS),
+            width_BK=_tensor(np.tile(lens.grid.widths, (len(cohort), 1)), device),
             bags=Bags(cohort.slides, lens.tile_width, lens.most_tiles, device) if lens.tile_width else None,
         )
 

@@ -55,10 +55,8 @@ class Modulation:
             kind = "risk_set" if task.loss == "cox" else "likelihood"
 
         def losses(risk_B: Tensor) -> Tensor:
-            baseline = model.head.log_baseline.detach()
-            return piecewise_exponential_loss(
-                risk_B, baseline, batch.exposure_BK, batch.interval_B, batch.event_B, batch.cancer_B
-            )
+            baseline_BK = model.head.log_baseline.detach()[batch.cancer_B]
+            return piecewise_exponential_loss(risk_B, baseline_BK, batch.exposure_BK, batch.interval_B, batch.event_B)
 
         lead = []
         for risk_B in risk_BM.unbind(1):

@@ -17,7 +17,7 @@ from oncofed.common.models.build import Predictor
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.sections import Task
 from oncofed.common.study import PRETRAIN, Pretraining, Study
-from oncofed.common.survival import cox_loss, piecewise_exponential_loss
+from oncofed.common.survival import cox_loss, discrete_time_loss, piecewise_exponential_loss, weibull_loss
 from scipy.special import softmax
 from torch import Tensor
 
@@ -26,6 +26,10 @@ class Objective(Protocol):
     """The loss of one step: `run` gives the model's output and the mean loss over a batch."""
 
     def run(self, model: Any, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]: ...
+
+    def training_losses(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """The loss of each patient `[B]`, a function of that patient alone; raises where the loss is no sum over patients."""
+        ...
 
     def before_step(self, model: Any, batch: Batch, generator: torch.Generator) -> None:
         """What happens to other parameters before each step; nothing unless there is an adversary."""
@@ -67,7 +71,7 @@ def measured_objective(study: Study) -> Survival | Classification:
 
 
 class Survival:
-    """Piecewise-exponential likelihood or Cox partial likelihood (common/survival.py)."""
+    """A likelihood of survival times, or Cox' partial likelihood (common/survival.py)."""
 
     hits = "concordant"
     """Which of its sums counts what the model got right."""
@@ -77,23 +81,32 @@ class Survival:
 
     def run(self, model: Predictor, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
         output = batch.through(model, generator)
-        return output, self.loss_of(model, output, batch)
+        return output, self.loss_of(output, batch)
 
-    def loss_of(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
+    def loss_of(self, output: ModelOutput, batch: Batch) -> Tensor:
         """The loss of a batch."""
         if self.loss == "cox":
             return cox_loss(output.risk, batch.time_B, batch.event_B, batch.cancer_B)
-        return self.losses(model, output, batch).mean()
+        return self.training_losses(output, batch).mean()
+
+    def training_losses(self, output: ModelOutput, batch: Batch) -> Tensor:
+        if self.loss == "cox":
+            raise ValueError("Cox' partial likelihood is no sum over patients: risk sets couple them")
+        return self.losses(output, batch)
 
     def before_step(self, model: Predictor, batch: Batch, generator: torch.Generator) -> None:
         pass
 
-    def losses(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
-        """Piecewise-exponential negative log-likelihood `[B]`."""
-        baseline = model.head.log_baseline
-        assert isinstance(baseline, Tensor)
+    def losses(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Negative log-likelihood `[B]`; of a Cox model the piecewise-exponential one."""
+        assert output.log_baseline is not None
+        if self.loss == "weibull":
+            return weibull_loss(output.risk, output.log_baseline, batch.time_B, batch.event_B)
+        if self.loss == "discrete_time":
+            assert batch.width_BK is not None
+            return discrete_time_loss(output.risk, output.log_baseline, batch.width_BK, batch.interval_B, batch.event_B)
         return piecewise_exponential_loss(
-            output.risk, baseline, batch.exposure_BK, batch.interval_B, batch.event_B, batch.cancer_B
+            output.risk, output.log_baseline, batch.exposure_BK, batch.interval_B, batch.event_B
         )
 
     def sums(self, output: ModelOutput, losses: Tensor, batch: Batch, cancers: int) -> Sum:
@@ -104,21 +117,30 @@ class Survival:
 class LateSurvival(Survival):
     """Each modality learns by its own log hazard alone; only the prediction adds them up."""
 
-    def loss_of(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
-        """Mean over modalities of the loss of those patients who have it, each patient counted once in all."""
+    def loss_of(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Of a likelihood the mean of `training_losses`; of Cox the mean over modalities, each with the patients who have it."""
+        if self.loss != "cox":
+            return self.training_losses(output, batch).mean()
         total = output.risk.new_zeros(())
-        covariates_B = output.risk - torch.stack(list(output.branches.values())).sum(0)
-        weight = 1.0 / torch.stack(list(output.present.values())).sum(0).clamp(min=1.0)
-        for modality, risk_B in output.branches.items():
+        for modality, alone in self._alone(output).items():
             rows = torch.nonzero(output.present[modality]).squeeze(1)
             if len(rows):
-                alone = replace(output, score=(risk_B + covariates_B)[rows])
                 part = replace(batch, bags=None).select(rows)
-                if self.loss == "cox":
-                    total = total + super().loss_of(model, alone, part) / len(output.branches)
-                else:
-                    total = total + (self.losses(model, alone, part) * weight[rows]).sum() / len(batch)
+                total = total + super().loss_of(replace(alone, score=alone.score[rows]), part) / len(output.branches)
         return total
+
+    def training_losses(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """The mean of a patient's losses by each of the modalities that she has `[B]`."""
+        present_MB = torch.stack([output.present[m] for m in output.branches])
+        losses_MB = torch.stack(
+            [super(LateSurvival, self).training_losses(o, batch) for o in self._alone(output).values()]
+        )
+        return (losses_MB * present_MB).sum(0) / present_MB.sum(0).clamp(min=1.0)
+
+    def _alone(self, output: ModelOutput) -> dict[str, ModelOutput]:
+        """The output as if each modality were the only one."""
+        covariates_B = output.risk - torch.stack(list(output.branches.values())).sum(0)
+        return {m: replace(output, score=risk_B + covariates_B) for m, risk_B in output.branches.items()}
 
 
 class Classification:
@@ -132,18 +154,21 @@ class Classification:
 
     def run(self, model: Predictor, batch: Batch, generator: torch.Generator | None) -> tuple[ModelOutput, Tensor]:
         output = batch.through(model, generator)
+        return output, self.training_losses(output, batch).mean()
+
+    def training_losses(self, output: ModelOutput, batch: Batch) -> Tensor:
         logits = output.score if self.log_prior is None else output.score + self.log_prior
         loss_B = F.cross_entropy(logits, batch.cancer_B, reduction="none")
         if (
             self.task.class_loss == "focal"
         ):  # (1 - p)^gamma of the probability p of the true class (Lin et al. 2017, eq. 4)
             loss_B = (-torch.expm1(-loss_B)).clamp(min=1e-8).pow(self.task.focal_gamma) * loss_B
-        return output, loss_B.mean()
+        return loss_B
 
     def before_step(self, model: Predictor, batch: Batch, generator: torch.Generator) -> None:
         pass
 
-    def losses(self, model: Predictor, output: ModelOutput, batch: Batch) -> Tensor:
+    def losses(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Cross-entropy `[B]` of the logits as they are: of patients from anywhere."""
         return F.cross_entropy(output.score, batch.cancer_B, reduction="none")
 
@@ -162,10 +187,13 @@ class Reconstruction:
         self, model: GeneAutoencoder, batch: Batch, generator: torch.Generator | None
     ) -> tuple[ModelOutput, Tensor]:
         output = model(batch.x_BG, batch.cancer_B, generator)
-        loss_B, _ = reconstruction_loss(output, batch.x_BG, self.settings.kl)
+        loss_B = self.training_losses(output, batch)
         if model.critic is not None:
             loss_B = loss_B - self.settings.critic_weight * model.critic(output.score)
         return output, loss_B.mean()
+
+    def training_losses(self, output: ModelOutput, batch: Batch) -> Tensor:
+        return reconstruction_loss(output, batch.x_BG, self.settings.kl)[0]
 
     def before_step(self, model: GeneAutoencoder, batch: Batch, generator: torch.Generator) -> None:
         """The critic's steps; the reconstruction is detached, so nothing reaches the encoder (gene_moe.md, defect 16)."""

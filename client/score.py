@@ -20,7 +20,7 @@ from oncofed.common.errors import Refusal
 from oncofed.common.files import replacing
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, set_weights
-from oncofed.common.survival import survival_curve
+from oncofed.common.survival import survival_curve, weibull_on_grid
 from scipy.special import softmax
 
 CURVE_MONTHS = (12.0, 36.0, 60.0)
@@ -42,7 +42,7 @@ def evaluate(session: Session) -> Answer:
     batch, cancers = session.batch(cohort), len(session.cancers)
     with torch.no_grad():
         output = batch.through(model)
-        losses = objective.losses(model, output, batch)
+        losses = objective.losses(output, batch)
         total = objective.sums(output, losses, batch, cancers)
         if session.ask.get("final"):
             for group, share_BE in output.shares.items():
@@ -51,7 +51,7 @@ def evaluate(session: Session) -> Answer:
                 rows = []
                 for e in range(experts):
                     without = batch.through(model, off=(group, e))
-                    rows.append(objective.sums(without, objective.losses(model, without, batch), batch, cancers))
+                    rows.append(objective.sums(without, objective.losses(without, batch), batch, cancers))
                 for key in ("loss", objective.hits):
                     total[f"without/{group}/{key}"] = np.stack([_diagonal(row[key]) for row in rows])
     return Answer({}, total, len(cohort), groups=groups_of(cohort))
@@ -123,6 +123,8 @@ def write_predictions(session: Session, model: Predictor) -> None:
         columns |= {"time_months": c.time, "event": c.event, "split": session.split, "risk": score}
         if session.study.task.loss != "cox":  # which leaves the baselines where they were
             baseline = model.head.log_baseline.detach().double().cpu().numpy()  # type: ignore[operator]
+            if session.study.task.loss == "weibull":
+                baseline = weibull_on_grid(baseline, session.lens.grid)
             curve = np.empty((len(c), len(CURVE_MONTHS)))
             for k in np.unique(c.cancer):
                 rows = c.cancer == k

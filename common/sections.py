@@ -163,10 +163,16 @@ class Task(Section):
     kind: Literal["survival", "classification"] = Field(
         "survival", description="classification: of the cancer type, without outcome columns"
     )
-    loss: Literal["piecewise_exponential", "cox"] = Field(
-        "piecewise_exponential", description="one baseline a cancer type; cox is stratified by cancer type"
+    loss: Literal["piecewise_exponential", "discrete_time", "weibull", "cox"] = Field(
+        "piecewise_exponential",
+        description="one baseline a cancer type, by interval of the grid, in weibull of two numbers; discrete_time sees the interval of "
+        "a time alone; cox is stratified by cancer type",
     )
     intervals: int = Field(20, ge=1, le=70, description="intervals of the agreed event-time grid")
+    time_edges: tuple[float, ...] = Field(
+        (),
+        description="months at which those intervals begin, from 0, fixed beforehand; empty: of equal events, from sums",
+    )
     label: str = Field(
         "cancer_type",
         min_length=1,
@@ -193,12 +199,18 @@ class Task(Section):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, data: Any) -> Any:
-        data = split_text(data, "classes")
+        data = split_text(data, "classes", "time_edges")
         if isinstance(data, dict) and isinstance(
             data.get("classes"), list | tuple
         ):  # grades are numbers in a study file
             data = data | {"classes": [str(c) for c in data["classes"]]}
         return data
+
+    @model_validator(mode="after")
+    def _edges(self) -> Task:
+        if self.time_edges and (self.time_edges[0] != 0 or list(self.time_edges) != sorted(set(self.time_edges))):
+            raise ValueError(f"task.time_edges = {list(self.time_edges)} must begin at 0 and increase: 0,12,24,36,60")
+        return self
 
 
 class Panel(Section):

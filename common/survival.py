@@ -5,10 +5,12 @@ Shapes: B patients, C cancer types, K intervals of the grid. Times are in months
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from oncofed.common.classical.risk_sets import grid_cells
 from torch import Tensor
 from torchsurv.loss.cox import neg_partial_log_likelihood
@@ -36,6 +38,12 @@ class TimeGrid:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Months `[K]` of each interval; the open last one counts as wide as the one before it (of a single one, a year)."""
+        inner = np.diff(np.asarray(self.starts, dtype=np.float64))
+        return np.append(inner, inner[-1] if len(inner) else YEAR)
 
     def interval(self, time: np.ndarray) -> np.ndarray:
         """Index `[B]` of the interval that holds each time."""
@@ -87,17 +95,64 @@ def initial_log_baseline(events: np.ndarray, exposure: np.ndarray, prior_events:
     return np.log((events + prior_events) / (exposure + prior_events / prior))
 
 
+MOST = 20.0
+"""Log hazards end here: e^20 a month is certain death, and an overflow would make a gradient that no clipping bounds."""
+
+YEAR = 12.0
+"""Months; a Weibull baseline counts time in years, so that its two numbers are of the order of 1."""
+
+
 def piecewise_exponential_loss(
-    risk_B: Tensor, log_baseline_CK: Tensor, exposure_BK: Tensor, interval_B: Tensor, event_B: Tensor, cancer_B: Tensor
+    risk_B: Tensor, log_baseline_BK: Tensor, exposure_BK: Tensor, interval_B: Tensor, event_B: Tensor
 ) -> Tensor:
     """Negative log-likelihood `[B]` of each patient, a plain sum over patients (Holford 1980; Friedman 1982).
 
-    L_i = sum_k exp(a_ck + risk_i) exposure_ik - event_i (a_ck(i) + risk_i), with a baseline row for each cancer type.
+    L_i = sum_k exp(a_ik + risk_i) exposure_ik - event_i (a_ik(i) + risk_i), with the baseline row of the patient's cancer type.
     """
-    a_BK = log_baseline_CK[cancer_B]
-    cumulative_B = (a_BK.exp() * exposure_BK).sum(1) * risk_B.exp()
-    at_event_B = a_BK.gather(1, interval_B[:, None]).squeeze(1) + risk_B
-    return cumulative_B - event_B * at_event_B
+    log_hazard_BK = log_baseline_BK + risk_B[:, None]
+    cumulative_B = (log_hazard_BK.clamp(max=MOST).exp() * exposure_BK).sum(1)
+    return cumulative_B - event_B * log_hazard_BK.gather(1, interval_B[:, None]).squeeze(1)
+
+
+def discrete_time_loss(
+    risk_B: Tensor, log_baseline_BK: Tensor, width_BK: Tensor, interval_B: Tensor, event_B: Tensor
+) -> Tensor:
+    """Negative log-likelihood `[B]` when only the interval of a time is known (Prentice & Gloeckler 1978, grouped hazards).
+
+    P(event in k | alive at its start) = 1 - exp(-exp(a_ik + risk_i) width_k); who is censored in k has lived through those
+    before. The baseline is the same log hazard a month as in the piecewise-exponential model, so the curves are too.
+    """
+    cumulative_BK = (log_baseline_BK + risk_B[:, None]).clamp(max=MOST).exp() * width_BK
+    before_BK = torch.arange(cumulative_BK.shape[1], device=risk_B.device) < interval_B[:, None]
+    here_B = cumulative_BK.gather(1, interval_B[:, None]).squeeze(1)
+    log_event_B = torch.log(-torch.expm1(-here_B.clamp(1e-12, 1e4)))
+    return (cumulative_BK * before_BK).sum(1) - event_B * log_event_B
+
+
+def weibull_loss(risk_B: Tensor, baseline_B2: Tensor, time_B: Tensor, event_B: Tensor) -> Tensor:
+    """Negative log-likelihood `[B]` of H(t) = exp(b + risk) (t / 12)^k: two numbers `(b, log k)` a cancer type, for small sites."""
+    shape_B = baseline_B2[:, 1].clamp(-2.0, 2.0)
+    log_years_B = torch.log(time_B.clamp(min=1e-2) / YEAR)
+    log_cumulative_B = baseline_B2[:, 0] + risk_B + shape_B.exp() * log_years_B
+    log_hazard_B = log_cumulative_B + shape_B - log_years_B - math.log(YEAR)
+    return log_cumulative_B.clamp(max=MOST).exp() - event_B * log_hazard_B
+
+
+def weibull_on_grid(baseline_C2: np.ndarray, grid: TimeGrid) -> np.ndarray:
+    """The mean log hazard `[C, K]` of Weibull baselines in each interval of the grid."""
+    starts = np.asarray(grid.starts, dtype=np.float64)
+    ends = starts + grid.widths
+    b, k = baseline_C2[:, :1].astype(np.float64), np.exp(np.clip(baseline_C2[:, 1:].astype(np.float64), -2.0, 2.0))
+    months = np.exp(b) * (np.power(ends / YEAR, k) - np.power(starts / YEAR, k))
+    return np.log(np.maximum(months / grid.widths, 1e-12))
+
+
+def initial_baseline(loss: str, events: np.ndarray, exposure: np.ndarray, grid: TimeGrid) -> np.ndarray:
+    """First baselines `[C, K]` of a loss, or its `[C, 2]` of a Weibull, from events and months of exposure on `PUBLIC_EDGES`."""
+    if loss == "weibull":
+        rate = initial_log_baseline(events.sum(1, keepdims=True), exposure.sum(1, keepdims=True))
+        return np.concatenate([rate + np.log(YEAR), np.zeros_like(rate)], axis=1)
+    return initial_log_baseline(coarsen(events, grid), coarsen(exposure, grid))
 
 
 def cox_loss(risk_B: Tensor, time_B: Tensor, event_B: Tensor, cancer_B: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.covariates import input_names
 from oncofed.common.scaling import MIN_SD, POWERS, Scaling
-from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_log_baseline
+from oncofed.common.sections import Task
+from oncofed.common.survival import PUBLIC_EDGES, TimeGrid, coarsen, initial_baseline, initial_log_baseline
 from oncofed.common.tables import CLASSES, scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
 
@@ -43,7 +44,7 @@ class FollowUp:
 
 
 def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, FollowUp]:
-    """Federated sums over training patients -> the frame, the first log baselines `[C, K]`, and follow-up by month."""
+    """Federated sums over training patients -> the frame, the first baselines of the study's loss, and follow-up by month."""
     study, cancers = inquiry.study, len(inquiry.cancers)
     widths = table_widths(study, inquiry.beside, len(inquiry.panel))
     count = cancers if study.scale_by_cancer else 1
@@ -65,12 +66,13 @@ def gather_statistics(inquiry: Inquiry) -> tuple[Frame, np.ndarray, FollowUp]:
         scales[m] = Scaling.from_moments(sums)
     if study.panel.powers:
         scales = _with_powers(inquiry, scales, widths, count)
-    grid = TimeGrid.from_events(total["events"].sum(0), study.task.intervals)
+    grid = grid_of(study.task, total["events"])
     baseline = initial_log_baseline(coarsen(total["events"], grid), coarsen(total["exposure"], grid))
+    first = initial_baseline(study.task.loss, total["events"], total["exposure"], grid).astype(np.float32)
     arrays = covariate_scale(total) | ({CLASSES: total[CLASSES]} if classification else {})
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
-    return Frame(arrays, grid), baseline.astype(np.float32), FollowUp(total["events"], total["exposure"], baseline)
+    return Frame(arrays, grid), first, FollowUp(total["events"], total["exposure"], baseline)
 
 
 def _with_powers(
@@ -87,6 +89,11 @@ def _with_powers(
     total = inquiry.add_up(wire.STATISTICS, {"powers": True}, sent, shapes, bits=POWER_BITS)
     keys = ("n", "log_jacobian", "power_sum", "power_squares")
     return {m: scale.with_powers({k: total[sum_prefix(m) + k] for k in keys}) for m, scale in scales.items()}
+
+
+def grid_of(task: Task, events: np.ndarray) -> TimeGrid:
+    """The study's own time edges, or intervals of equal events, from events by cancer type on `PUBLIC_EDGES`."""
+    return TimeGrid(task.time_edges) if task.time_edges else TimeGrid.from_events(events.sum(0), task.intervals)
 
 
 def covariate_scale(total: Sum) -> Sum:

@@ -47,9 +47,9 @@ class GeneAutoencoder(nn.Module):
         shares, logits = dict(encoded.shares), dict(encoded.logits)
         gate_BE = z_BZ.new_ones(len(z_BZ), 1)
         if self.gate is not None:
-            gate_BE, logits[DECODER] = self.gate(z_BZ, cancer_B, generator)
+            gate_BE, logits[DECODER] = self.gate.route(z_BZ, cancer_B, generator)
             shares[DECODER] = gate_BE
-        u_BD = self.decoder.forward_routed(z_BZ, gate_BE)
+        u_BD = self.decoder.mix(z_BZ, gate_BE)
         latent = torch.stack([mean_BZ, log_variance_BZ], dim=1)
         return ModelOutput(score=self.output(u_BD), latent=latent, shares=shares, logits=logits)
 

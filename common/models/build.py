@@ -75,11 +75,16 @@ def _head(study: Study, sizes: Sizes, latent: int, *, scale: float) -> SurvivalH
     return SurvivalHead(
         latent=latent,
         cancers=len(sizes.cancers),
-        intervals=sizes.intervals,
+        intervals=baseline_numbers(study, sizes),
         own=study.model.cancer_head,
         covariates=sizes.covariates,
         scale=scale,
     )
+
+
+def baseline_numbers(study: Study, sizes: Sizes) -> int:
+    """Numbers of a cancer type's baseline: one an interval, or a Weibull's two."""
+    return 2 if study.task.loss == "weibull" else sizes.intervals
 
 
 def _t_gem(study: Study, sizes: Sizes) -> TGEM:
@@ -123,7 +128,7 @@ def _path_gptomic(study: Study, sizes: Sizes, encoder: Encoder) -> PathGPTOmic:
     scale = {n: 0.0 if n == ALTERATIONS or (n == RNA and study.pretraining.rounds) else 1.0 for n in latents}
     heads = {JOINT: size["latent"]} if joint is not None else latents
     risks = {n: LinearRisk(z, cancers=cancers, own=own, scale=scale.get(n, 1.0)) for n, z in heads.items()}
-    head = FusionHead(risks, cancers=cancers, intervals=sizes.intervals, covariates=sizes.covariates)
+    head = FusionHead(risks, cancers=cancers, intervals=baseline_numbers(study, sizes), covariates=sizes.covariates)
     return PathGPTOmic(rna, branches, joint, head, sizes.cancers, modality_dropout=f.modality_dropout)
 
 

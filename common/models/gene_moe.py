@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -84,14 +84,14 @@ class Encoder(nn.Module):
         x_BG = dropout(x_BG, s.input_dropout, generator)
         h_BD = x_BG.new_zeros(len(x_BG), s.width)
         if self.experts is not None and self.gate is not None:
-            gate_BE, logits[EXPERT] = self.gate(x_BG, cancer_B, generator, index if group == EXPERT else None)
+            gate_BE, logits[EXPERT] = self.gate.route(x_BG, cancer_B, generator, index if group == EXPERT else None)
             h_BD = s.expert_scale * self._mix(self.experts, x_BG, gate_BE)
             shares[EXPERT] = gate_BE
         if self.shared is not None and group != SHARED:
             h_BD = h_BD + self._mix(self.shared, x_BG, x_BG.new_ones(len(x_BG), 1))
         h_BD = dropout(h_BD, s.dropout, generator)
         if self.attention is not None and self.attention_gate is not None:
-            gate_BA, logits[ATTENTION] = self.attention_gate(
+            gate_BA, logits[ATTENTION] = self.attention_gate.route(
                 h_BD, cancer_B, generator, index if group == ATTENTION else None
             )
             h_BD = h_BD + self._mix(self.attention, h_BD, gate_BA)
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         bf16 = self.settings.expert_dtype == "bfloat16"
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
         with context:
-            y = layer(x, gate) if self.settings.dispatch == "dense" else layer.forward_routed(x, gate)
+            y = layer.mix(x, gate, dense=self.settings.dispatch == "dense")
         return y.float()
 
     def mixtures(self) -> dict[str, int]:
@@ -137,8 +137,8 @@ class GeneMOE(nn.Module):
     def forward(self, inputs: Inputs, generator: torch.Generator | None = None, off: Off | None = None) -> ModelOutput:
         """Training noise is drawn from `generator`; without one the output is deterministic. `off` takes an expert out."""
         encoded = self.encoder(inputs.x_BG, inputs.cancer_B, generator, off)
-        score = self.head(encoded.score, inputs.cancer_B, inputs.v_BV)
-        return ModelOutput(score=score, latent=encoded.score, shares=encoded.shares, logits=encoded.logits)
+        score, baseline = self.head.read(encoded.score, inputs.cancer_B, inputs.v_BV)
+        return replace(encoded, score=score, latent=encoded.score, log_baseline=baseline)
 
     def penalty(self, output: ModelOutput, load: dict[str, Tensor]) -> Tensor:
         """Balance loss `[B]` of both mixtures against the federation's load."""

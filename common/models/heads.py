@@ -66,10 +66,16 @@ class SurvivalHead(LinearRisk):
         self.log_baseline = nn.Parameter(torch.zeros(cancers, intervals))
 
     def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:  # type: ignore[override]
+        """The log hazard and, beside it, the log baseline of the patient's cancer type: `[B, 1 + K]`."""
         risk_B = super().forward(z_BZ, cancer_B)
         if self.covariates is not None:
             risk_B = risk_B + self.covariates(v_BV, cancer_B).squeeze(-1)
-        return risk_B
+        return torch.cat([risk_B[:, None], self.log_baseline[cancer_B]], dim=1)
+
+    def read(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The log hazard `[B]` and the log baseline of the patient's cancer type `[B, K]`."""
+        both = self(z_BZ, cancer_B, v_BV)
+        return both[:, 0], both[:, 1:]
 
 
 class ClassHead(nn.Module):
@@ -88,3 +94,7 @@ class ClassHead(nn.Module):
     def forward(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> Tensor:
         logits = self.linear(z_BZ)
         return logits if self.covariates is None else logits + self.covariates(v_BV, cancer_B)
+
+    def read(self, z_BZ: Tensor, cancer_B: Tensor, v_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits, and no baseline."""
+        return self(z_BZ, cancer_B, v_BV), None

@@ -43,20 +43,25 @@ class NoisyTopKGate(nn.Module):
         self.noise = nn.Parameter(torch.zeros(inputs, experts)) if noise else None
         self.cancer = nn.Parameter(_first_experts(cancers, experts, top_k) * prior) if cancers else None
 
-    def forward(
+    def forward(self, x_BG: Tensor, cancer_B: Tensor) -> Tensor:
+        """Scores `[B, E]`, and beside them, with noise, what its spread is made of `[B, 2 E]`: what has parameters, and no more."""
+        x_BG = self.norm(x_BG)
+        clean_BE = x_BG @ self.weight
+        if self.cancer is not None:
+            clean_BE = clean_BE + self.cancer[cancer_B]
+        return clean_BE if self.noise is None else torch.cat([clean_BE, x_BG @ self.noise], dim=1)
+
+    def route(
         self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None, off: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Gates `[B, E]` (zero outside the top k, rows sum to 1) and clean logits `[B, E]`.
 
         Expert `off` is never chosen: the next best takes its place, as if it had been taken out of the model.
         """
-        x_BG = self.norm(x_BG)
-        clean_BE = x_BG @ self.weight
-        if self.cancer is not None:
-            clean_BE = clean_BE + self.cancer[cancer_B]
-        logits_BE = clean_BE
+        scores = self(x_BG, cancer_B)
+        clean_BE = logits_BE = scores[:, : self.weight.shape[1]]
         if self.noise is not None and generator is not None:
-            scale_BE = F.softplus(x_BG @ self.noise) + 0.01
+            scale_BE = F.softplus(scores[:, self.weight.shape[1] :]) + 0.01
             draw_BE = torch.randn(clean_BE.shape, generator=generator, device=clean_BE.device, dtype=clean_BE.dtype)
             logits_BE = clean_BE + draw_BE * scale_BE
         if off is not None:
@@ -121,12 +126,24 @@ class _RoutedLinear(torch.autograd.Function):
         return grad_x, grad_w, grad_b, None
 
 
+def dispatch(gate_BE: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
+    """Who passes which expert: rows of patients and experts `[N]`, sorted by expert; `dense` pairs every patient with all."""
+    chosen_EB = (torch.ones_like(gate_BE) if dense else gate_BE).t().contiguous()
+    expert_N, patient_N = torch.nonzero(chosen_EB, as_tuple=True)
+    return patient_N, expert_N
+
+
+def merge(y_ND: Tensor, gate_BE: Tensor, patient_N: Tensor, expert_N: Tensor) -> Tensor:
+    """What experts made of patients, weighed by the gate and added up by patient: `[N, D]` -> `[B, D]`."""
+    weighted_ND = y_ND * gate_BE[patient_N, expert_N][:, None].to(y_ND.dtype)
+    return y_ND.new_zeros(len(gate_BE), y_ND.shape[1]).index_add(0, patient_N, weighted_ND)
+
+
 class ExpertLayer(nn.Module):
     """E experts `tanh(W_e x + b_e)` stacked as `[E, in, out]` and merged linearly: y = sum_e g_e E_e(x).
 
-    `forward` evaluates all experts and masks by the gate (shapes do not depend on data: per-sample gradients work);
-    `forward_routed` computes only the chosen experts. Both give the same numbers. With `rank`, low-rank adapters stand
-    beside the weights: W_e + A_e B_e with B = 0 at first (Hu et al. 2022, arXiv 2106.09685, eq. 3).
+    With `rank`, low-rank adapters stand beside the weights: W_e + A_e B_e with B = 0 at first (Hu et al. 2022,
+    arXiv 2106.09685, eq. 3).
     """
 
     def __init__(self, experts: int, inputs: int, outputs: int, *, scale: float = 1.0, rank: int = 0) -> None:
@@ -137,25 +154,21 @@ class ExpertLayer(nn.Module):
         self.adapter_in = nn.Parameter(torch.randn(experts, inputs, rank) / math.sqrt(inputs)) if rank else None
         self.adapter_out = nn.Parameter(torch.zeros(experts, rank, outputs)) if rank else None
 
-    def forward(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
-        y_EBD = torch.matmul(x_BG, self.weight) + self.bias[:, None]
-        if self.adapter_in is not None and self.adapter_out is not None:
-            y_EBD = y_EBD + torch.matmul(torch.matmul(x_BG, self.adapter_in), self.adapter_out)
-        return torch.einsum("be,ebd->bd", gate_BE, torch.tanh(y_EBD))
-
-    def forward_routed(self, x_BG: Tensor, gate_BE: Tensor) -> Tensor:
-        patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
-        counts = torch.bincount(expert, minlength=self.weight.shape[0]).tolist()
-        x_NG = x_BG[patient]
+    def forward(self, x_BG: Tensor, patient_N: Tensor, expert_N: Tensor) -> Tensor:
+        """W_e x + b_e of each pair, `[N, D]`: all that has parameters, and only tensors by position, so that a hook on the
+        layer sees what a patient's gradient is made of (client/privacy/samplers.py)."""
+        counts = torch.bincount(expert_N, minlength=len(self.weight)).tolist()
+        x_NG = x_BG[patient_N]
         y_ND = _RoutedLinear.apply(x_NG, self.weight, self.bias, counts)
         if self.adapter_in is not None and self.adapter_out is not None:
             low = zip(x_NG.split(counts), self.adapter_in.unbind(0), self.adapter_out.unbind(0), strict=True)
             y_ND = y_ND + torch.cat([x @ a @ b for x, a, b in low])
-        y_ND = torch.tanh(y_ND)
-        weighted_ND = y_ND * gate_BE[patient, expert][:, None].to(y_ND.dtype)
-        return torch.zeros(len(x_BG), y_ND.shape[1], dtype=y_ND.dtype, device=y_ND.device).index_add(
-            0, patient, weighted_ND
-        )
+        return y_ND
+
+    def mix(self, x_BG: Tensor, gate_BE: Tensor, *, dense: bool = False) -> Tensor:
+        """The layer's output `[B, D]`; of `dense` dispatch all experts are computed, otherwise the chosen ones: the same numbers."""
+        pairs = dispatch(gate_BE, dense)
+        return merge(torch.tanh(self(x_BG, *pairs)), gate_BE, *pairs)
 
 
 class AttentionExperts(nn.Module):
@@ -168,18 +181,20 @@ class AttentionExperts(nn.Module):
         self.key = nn.Parameter(torch.empty(experts, width, width).uniform_(-bound, bound))
         self.value = nn.Parameter(torch.empty(experts, width, width).uniform_(-bound, bound))
 
-    def forward(self, h_BD: Tensor, gate_BE: Tensor) -> Tensor:
-        q, k, v = (torch.matmul(h_BD, w) for w in (self.query, self.key, self.value))
-        return torch.einsum("be,ebd->bd", gate_BE, scalar_token_attention(q, k, v).to(h_BD.dtype))
-
-    def forward_routed(self, h_BD: Tensor, gate_BE: Tensor) -> Tensor:
-        patient, expert = torch.nonzero(gate_BE.t().contiguous(), as_tuple=True)[::-1]
-        counts = torch.bincount(expert, minlength=self.query.shape[0]).tolist()
-        rows = h_BD[patient].split(counts)
-        q, k, v = (
-            torch.cat([x @ w for x, w in zip(rows, stacked.unbind(0), strict=True)])
-            for stacked in (self.query, self.key, self.value)
+    def forward(self, h_BD: Tensor, patient_N: Tensor, expert_N: Tensor) -> Tensor:
+        """Query, key and value of each pair, `[3, N, D]`."""
+        counts = torch.bincount(expert_N, minlength=len(self.query)).tolist()
+        rows = h_BD[patient_N].split(counts)
+        return torch.stack(
+            [
+                torch.cat([x @ w for x, w in zip(rows, stacked.unbind(0), strict=True)])
+                for stacked in (self.query, self.key, self.value)
+            ]
         )
+
+    def mix(self, h_BD: Tensor, gate_BE: Tensor, *, dense: bool = False) -> Tensor:
+        """The layer's output `[B, D]`, as in `ExpertLayer`."""
+        pairs = dispatch(gate_BE, dense)
         # The patient axis serves as attention heads of one batch: the kernel then splits the work over cores.
-        o_ND = scalar_token_attention(q[None], k[None], v[None])[0].to(h_BD.dtype)
-        return torch.zeros_like(h_BD).index_add(0, patient, o_ND * gate_BE[patient, expert][:, None])
+        q, k, v = self(h_BD, *pairs).unsqueeze(1).unbind(0)
+        return merge(scalar_token_attention(q, k, v)[0].to(h_BD.dtype), gate_BE, *pairs)

@@ -33,6 +33,10 @@ class FusionHead(nn.Module):
         self.covariates = Covariates(covariates, 1, cancers) if covariates else None
         self.log_baseline = nn.Parameter(torch.zeros(cancers, intervals))
 
+    def forward(self, cancer_B: Tensor) -> Tensor:
+        """The log baseline of each patient's cancer type `[B, K]`."""
+        return self.log_baseline[cancer_B]
+
 
 class PathGPTOmic(nn.Module):
     """Encoders by modality and their risks -> `ModelOutput` whose `branches` hold each modality's log hazard.
@@ -100,7 +104,7 @@ class PathGPTOmic(nn.Module):
         if self.head.covariates is not None:
             score = score + self.head.covariates(inputs.v_BV, inputs.cancer_B).squeeze(-1)
         mask = {m: there.to(score.dtype) for m, there in present.items()}
-        return ModelOutput(score, latent, shares, logits, branches, mask, attention_T)
+        return ModelOutput(score, latent, shares, logits, branches, mask, attention_T, self.head(inputs.cancer_B))
 
     def _present(self, inputs: Inputs, generator: torch.Generator | None, off: Off | None) -> dict[str, Tensor]:
         """Who has which modality `[B]`; in training some patients lose one of several at random."""

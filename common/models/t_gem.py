@@ -150,7 +150,8 @@ class TGEM(nn.Module):
 
     def _read(self, x_BG: Tensor, inputs: Inputs) -> ModelOutput:
         latent_BG = ACTIVATIONS[self.activation](x_BG)
-        return ModelOutput(score=self.head(latent_BG, inputs.cancer_B, inputs.v_BV), latent=latent_BG)
+        score, baseline = self.head.read(latent_BG, inputs.cancer_B, inputs.v_BV)
+        return ModelOutput(score=score, latent=latent_BG, log_baseline=baseline)
 
     def penalty(self, output: ModelOutput, load: dict[str, Tensor]) -> Tensor:
         """Nothing is routed, so nothing is balanced: 0 `[B]`."""

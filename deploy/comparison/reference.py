@@ -29,9 +29,9 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.scaling import Scaling, groups, moments, power_moments
 from oncofed.common.splits import deal_folds, seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
-from oncofed.common.survival import TimeGrid, coarsen, event_table, initial_log_baseline
+from oncofed.common.survival import event_table, initial_baseline
 from oncofed.common.tables import table_widths
-from oncofed.server.statistics import covariate_scale
+from oncofed.server.statistics import covariate_scale, grid_of
 from oncofed.server.strategy import EvidenceStrategy
 
 Advance = Callable[[], None]
@@ -128,7 +128,7 @@ def frame_of(study: Study, train: Cohort, cancers: int, beside: Beside = NO_BESI
     sums = moments(train.v_NV, np.zeros(len(train), dtype=np.int64), 1)
     scale = covariate_scale({f"covariate_{k}": v[0] for k, v in sums.items()})
     events, _ = event_table(train.time, train.event, train.cancer, cancers)
-    grid = TimeGrid.from_events(events.sum(0), study.task.intervals)
+    grid = grid_of(study.task, events)
     return lens_of(study, beside, scales, (scale["covariate_mean"], scale["covariate_sd"]), grid)
 
 
@@ -140,7 +140,7 @@ def _train(
     device = choose_device(study.runtime.device)
     lens = frame_of(study, train, cancers, pool.beside)
     events, exposure = event_table(train.time, train.event, train.cancer, cancers)
-    baseline = initial_log_baseline(coarsen(events, lens.grid), coarsen(exposure, lens.grid)).astype(np.float32)
+    baseline = initial_baseline(study.task.loss, events, exposure, lens.grid).astype(np.float32)
     sizes = Sizes(len(pool.panel), pool.cancers, len(lens.grid), train.v_NV.shape[1], pool.beside)
     batch = Batch.of(train, lens, device)
     patience, aside = study.training.patience, cohort.select(split == "validation")
@@ -199,7 +199,7 @@ def _loss(study: Study, model: Model, weights: Sum, batch: Batch) -> float:
     set_weights(model, weights)
     model.eval()
     with torch.no_grad():
-        return float(measured_objective(study).losses(model, batch.through(model), batch).mean())
+        return float(measured_objective(study).losses(batch.through(model), batch).mean())
 
 
 def prediction_table(

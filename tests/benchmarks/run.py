@@ -114,7 +114,7 @@ def experts() -> None:
                     out = out.index_add(0, rows, gate[rows, i, None] * torch.tanh(linear(x[rows])))
             return out
 
-        calls = [loop, lambda: layer(x, gate), lambda: layer.forward_routed(x, gate)]  # noqa: B023
+        calls = [loop, lambda: layer.mix(x, gate, dense=True), lambda: layer.mix(x, gate)]  # noqa: B023
         times = _interleaved(calls, repeats=15 if g < 10_000 else 5)
         table.add_row(
             f"experts {e} x {g} -> {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
@@ -137,7 +137,9 @@ def experts() -> None:
                 out = out.index_add(0, rows, gate4[rows, i, None] * torch.einsum("bij,bj->bi", a, v))
             return out
 
-        times = _interleaved([attention_loop, lambda: attention(h, gate4), lambda: attention.forward_routed(h, gate4)])  # noqa: B023
+        times = _interleaved(
+            [attention_loop, lambda: attention.mix(h, gate4, dense=True), lambda: attention.mix(h, gate4)]
+        )  # noqa: B023
         table.add_row(
             f"attention 4 x {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
         )

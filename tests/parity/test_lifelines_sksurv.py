@@ -69,9 +69,7 @@ def test_piecewise_exponential_baseline_equals_lifelines() -> None:
 
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = piecewise_exponential_loss(
-            torch.zeros(400, dtype=torch.float64), a, *parts, torch.zeros(400, dtype=torch.long)
-        ).mean()
+        loss = piecewise_exponential_loss(torch.zeros(400, dtype=torch.float64), a.expand(400, -1), *parts).mean()
         loss.backward()
         return loss
 
@@ -94,7 +92,7 @@ def test_piecewise_exponential_approaches_cox_on_a_fine_grid() -> None:
 
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = piecewise_exponential_loss(torch.tensor(x) @ beta, a, *parts, torch.zeros(800, dtype=torch.long)).mean()
+        loss = piecewise_exponential_loss(torch.tensor(x) @ beta, a.expand(800, -1), *parts).mean()
         loss.backward()
         return loss
 

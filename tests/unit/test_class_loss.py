@@ -120,6 +120,6 @@ def test_held_out_loss_is_of_plain_logits() -> None:
     model, objective = model_of(s), Classification(s.task, torch.tensor([0.0, -3.0, -torch.inf]))
     output = batch.through(model)
     torch.testing.assert_close(
-        objective.losses(model, output, batch),
+        objective.losses(output, batch),
         torch.nn.functional.cross_entropy(output.score, batch.cancer_B, reduction="none"),
     )

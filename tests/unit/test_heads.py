@@ -102,7 +102,7 @@ def test_own_of_zero_is_one_head_for_all() -> None:
     head = m.head
     z, v = torch.randn(6, 8), torch.zeros(6, 0)
     torch.testing.assert_close(head(z, torch.zeros(6, dtype=torch.long), v), head(z, torch.arange(6) % 3, v))
-    torch.testing.assert_close(head(z, torch.arange(6) % 3, v), z @ head.shared)
+    torch.testing.assert_close(head.read(z, torch.arange(6) % 3, v)[0], z @ head.shared)
 
 
 def test_the_own_head_is_weighed_by_the_root_of_its_ratio() -> None:
@@ -111,7 +111,9 @@ def test_the_own_head_is_weighed_by_the_root_of_its_ratio() -> None:
     with torch.no_grad():
         head.covariates.shared.fill_(0.5)
     expected = z @ head.shared + 2.0 * (z * head.own[cancer]).sum(1) + 0.5 * v[:, 0]
-    torch.testing.assert_close(head(z, cancer, v), expected)
+    risk, baseline = head.read(z, cancer, v)
+    torch.testing.assert_close(risk, expected)
+    torch.testing.assert_close(baseline, head.log_baseline[cancer])
 
 
 def test_rows_of_a_cancer_belong_to_its_block() -> None:

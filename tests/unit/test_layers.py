@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_gates_are_sparse_and_sum_to_one() -> None:
     gate = NoisyTopKGate(12, 6, 2)
-    g, clean = gate(torch.randn(30, 12), torch.zeros(30, dtype=torch.long), generator())
+    g, clean = gate.route(torch.randn(30, 12), torch.zeros(30, dtype=torch.long), generator())
     assert g.shape == clean.shape == (30, 6)
     assert ((g > 0).sum(1) == 2).all()
     torch.testing.assert_close(g.sum(1), torch.ones(30))
@@ -29,7 +29,7 @@ def test_gates_are_sparse_and_sum_to_one() -> None:
 def test_gate_routes_by_input_not_to_the_same_experts() -> None:
     torch.manual_seed(0)
     gate = NoisyTopKGate(12, 6, 2)
-    g, _ = gate(torch.randn(200, 12), torch.zeros(200, dtype=torch.long), None)
+    g, _ = gate.route(torch.randn(200, 12), torch.zeros(200, dtype=torch.long), None)
     assert (g.sum(0) > 0).sum() >= 5  # the original's zero, unregistered gate sends everybody to the same experts
 
 
@@ -37,18 +37,18 @@ def test_gate_noise_comes_from_the_generator_only() -> None:
     gate = NoisyTopKGate(12, 6, 2)
     x, c = torch.randn(9, 12), torch.zeros(9, dtype=torch.long)
     torch.manual_seed(1)
-    a = gate(x, c, generator(5))[0]
+    a = gate.route(x, c, generator(5))[0]
     torch.manual_seed(2)
-    torch.testing.assert_close(a, gate(x, c, generator(5))[0], rtol=0, atol=0)
-    assert not torch.equal(a, gate(x, c, generator(6))[0])
-    torch.testing.assert_close(gate(x, c, None)[0], gate(x, c, None)[0], rtol=0, atol=0)
+    torch.testing.assert_close(a, gate.route(x, c, generator(5))[0], rtol=0, atol=0)
+    assert not torch.equal(a, gate.route(x, c, generator(6))[0])
+    torch.testing.assert_close(gate.route(x, c, None)[0], gate.route(x, c, None)[0], rtol=0, atol=0)
 
 
 def test_cancer_type_can_decide_the_route() -> None:
     gate = NoisyTopKGate(12, 4, 1, cancers=2)
     with torch.no_grad():
         gate.cancer.copy_(torch.tensor([[9.0, 0, 0, 0], [0, 0, 0, 9.0]]))
-    g, _ = gate(torch.randn(10, 12), torch.tensor([0, 1] * 5), None)
+    g, _ = gate.route(torch.randn(10, 12), torch.tensor([0, 1] * 5), None)
     assert g.argmax(1).tolist() == [0, 3] * 5
 
 
@@ -58,8 +58,8 @@ def test_an_expert_switched_off_gets_nothing_and_the_others_share_everything(k: 
     gate = NoisyTopKGate(12, 4, k, cancers=2)
     x, c = torch.randn(50, 12), torch.arange(50) % 2
     draw = [None if seed is None else generator(seed) for _ in range(2)]
-    whole, clean = gate(x, c, draw[0])
-    g, clean_off = gate(x, c, draw[1], off=2)
+    whole, clean = gate.route(x, c, draw[0])
+    g, clean_off = gate.route(x, c, draw[1], off=2)
     assert (g[:, 2] == 0).all()
     assert ((g > 0).sum(1) == min(k, 3)).all()  # the next best takes its place, where there is one
     torch.testing.assert_close(g.sum(1), torch.ones(50))
@@ -99,10 +99,10 @@ def test_routed_and_dense_dispatch_agree(kind: str, experts: int, k: int, unused
     gate.requires_grad_()
     grads = []
     outputs = []
-    for call in (layer, layer.forward_routed):
+    for dense in (True, False):
         layer.zero_grad()
         gate.grad = None
-        y = call(x, gate)
+        y = layer.mix(x, gate, dense=dense)
         y.square().sum().backward()
         outputs.append(y.detach())
         grads.append([p.grad.clone() for p in layer.parameters()])
@@ -117,9 +117,9 @@ def test_routed_and_dense_dispatch_agree(kind: str, experts: int, k: int, unused
 def test_experts_merge_linearly() -> None:
     layer = ExpertLayer(3, 4, 5)
     x = torch.randn(6, 4)
-    alone = torch.stack([layer(x, torch.eye(3)[e].expand(6, 3)) for e in range(3)])
+    alone = torch.stack([layer.mix(x, torch.eye(3)[e].expand(6, 3)) for e in range(3)])
     g = torch.softmax(torch.randn(6, 3), 1)
-    torch.testing.assert_close(layer(x, g), torch.einsum("be,ebd->bd", g, alone))
+    torch.testing.assert_close(layer.mix(x, g), torch.einsum("be,ebd->bd", g, alone))
     torch.testing.assert_close(alone[1], torch.tanh(x @ layer.weight[1] + layer.bias[1]))
 
 
@@ -130,11 +130,11 @@ def test_adapters_begin_as_the_identity_and_then_add_a_low_rank_to_the_weights()
         adapted.weight.copy_(plain.weight)
         adapted.bias.normal_()
         plain.bias.copy_(adapted.bias)
-        torch.testing.assert_close(adapted(x, g), plain(x, g), rtol=0, atol=0)
+        torch.testing.assert_close(adapted.mix(x, g), plain.mix(x, g), rtol=0, atol=0)
         adapted.adapter_out.normal_()
-        assert not torch.allclose(adapted(x, g), plain(x, g))
+        assert not torch.allclose(adapted.mix(x, g), plain.mix(x, g))
         plain.weight += adapted.adapter_in @ adapted.adapter_out
-    torch.testing.assert_close(adapted(x, g), plain(x, g), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(adapted.mix(x, g), plain.mix(x, g), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_equals_its_definition() -> None:

@@ -58,8 +58,8 @@ def test_nobody_leads_before_anything_is_learned() -> None:
     assert rate_factors(np.array([float(lead.sum()), float(tiny.sum())]), 200, 0.0).min() > 0.97
 
     def loss(risk: torch.Tensor) -> torch.Tensor:
-        flat = torch.full((3, 3), -3.0)
-        return piecewise_exponential_loss(risk, flat, data.exposure_BK, data.interval_B, data.event_B, data.cancer_B)
+        flat = torch.full((len(risk), 3), -3.0)
+        return piecewise_exponential_loss(risk, flat, data.exposure_BK, data.interval_B, data.event_B)
 
     assert torch.equal(likelihood_lead(loss(zero), loss(zero)), torch.ones(200))
 
@@ -73,13 +73,13 @@ def test_the_modality_that_knows_more_leads(ratio: str) -> None:
     death, stop = rng.exponential(20 * np.exp(-truth)), rng.uniform(2, 40, n)
     time, event = np.minimum(death, stop), (death <= stop).astype(float)
     exposure, interval = torch.from_numpy(GRID.exposure(time)), torch.from_numpy(GRID.interval(time))
-    flat, one = torch.full((1, len(GRID)), float(np.log(1 / 20))), torch.zeros(n, dtype=torch.int64)
+    flat, one = torch.full((n, len(GRID)), float(np.log(1 / 20))), torch.zeros(n, dtype=torch.int64)
 
     def lead(risk: np.ndarray) -> float:
         eta, e = torch.from_numpy(risk), torch.from_numpy(event)
         if ratio == "risk_set":
             return float(risk_set_lead(eta, torch.from_numpy(time), e, one).sum())
-        losses = [piecewise_exponential_loss(r, flat, exposure, interval, e, one) for r in (eta, torch.zeros_like(eta))]
+        losses = [piecewise_exponential_loss(r, flat, exposure, interval, e) for r in (eta, torch.zeros_like(eta))]
         return float(likelihood_lead(*losses).sum())
 
     factor = rate_factors(np.array([lead(truth), lead(noise)]), n, 0.0)
