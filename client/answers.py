@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 
 import numpy as np
 import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort
+from oncofed.client.privacy.hospital import clipped_change
+from oncofed.client.privacy.train import noised_evidence, public_count, public_evidence, train_privately
 from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
@@ -17,12 +20,17 @@ from oncofed.client.train import train_locally
 from oncofed.common import wire
 from oncofed.common.blocks import part
 from oncofed.common.errors import Refusal
+from oncofed.common.files import replacing
 from oncofed.common.modalities import RNA
+from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.build import set_weights
 from oncofed.common.modulation import BRANCHES
+from oncofed.common.noise import SecureNoise
+from oncofed.common.privacy.releases import EVIDENCE, STATISTICS
 from oncofed.common.scaling import NUMBERS, moments
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN
-from oncofed.common.survival import event_table
+from oncofed.common.survival import TimeGrid, event_table
 from oncofed.common.tables import CLASSES
 
 log = logging.getLogger("oncofed.client")
@@ -30,6 +38,8 @@ log = logging.getLogger("oncofed.client")
 
 def statistics(session: Session) -> Answer:
     """Sums over training patients: first moments of each table and event tables, then moments of powers."""
+    if session.study.privacy.on:
+        return _private_statistics(session)
     cohort = session.training_cohort()
     names, count = session.tables, len(session.cancers) if session.study.scale_by_cancer else 1
     if session.ask.get("powers"):
@@ -46,6 +56,28 @@ def statistics(session: Session) -> Answer:
         cells |= dict.fromkeys(outcome, np.bincount(cohort.cancer, minlength=len(session.cancers)))
     config: wire.Config = {"missing_genes": _missing_genes(session, cohort)}
     return Answer(config, total, len(cohort), cells, 3)
+
+
+HORIZON = 240.0
+"""Months of follow-up that count in sums with noise: what a patient can add to them must have an end."""
+
+
+def _private_statistics(session: Session) -> Answer:
+    """Nothing, or events and exposure by cancer type with noise; the message has brought the panel.
+
+    A patient adds one event and at most `HORIZON` months: counted in horizons, a vector of norm sqrt(2) at most.
+    """
+    cohort = session.training_cohort()  # a fold begins here, whether or not anything is asked of it
+    if not session.study.privacy.of_patients or STATISTICS not in session.promise.mechanisms:
+        return Answer({})
+    cancers = len(session.cancers)
+    edges = tuple(float(e) for e in session.ask["edges"])  # type: ignore[union-attr]
+    time = np.minimum(cohort.time, HORIZON)
+    events, exposure = event_table(time, cohort.event, cohort.cancer, cancers, TimeGrid(edges))
+    deviation = session.promise.mechanisms[STATISTICS].noise
+    both = torch.from_numpy(np.stack([events, exposure / HORIZON]))
+    noisy = SecureNoise().covered(both, sensitivity=math.sqrt(2.0), deviation=deviation).numpy()
+    return Answer({}, {"events": noisy[0], "exposure": noisy[1] * HORIZON}, len(cohort))
 
 
 def _missing_genes(session: Session, cohort: Cohort) -> int:
@@ -73,13 +105,16 @@ def train(session: Session) -> Answer:
     model, batch = session.model, _of_enough(session, session.batch(cohort))
     if session.round <= 1:
         log.info("%s: trains %d patients on %s", session.site.name, len(cohort), session.device_name)
+    if session.study.privacy.of_patients:
+        return _train_privately(session, batch)
     seed = seed_from(session.study.seed, session.phase, session.fold, session.round, session.site.name)
     begin = time.perf_counter()
+    alone = session.study.privacy.unit == "hospital"
     total, loss = train_locally(
         model,
         session.weights,
         batch,
-        session.study,
+        session.study.changed(aggregation__rule="fedavg") if alone else session.study,
         phase=session.phase,
         round_=session.round,
         seed=seed,
@@ -87,6 +122,9 @@ def train(session: Session) -> Answer:
         branches=session.arrays.get(BRANCHES),
         classes=session.arrays.get(CLASSES),
     )
+    if alone:
+        total = clipped_change(total, model.blocks(), session.study.privacy.clip, session.site.name)
+        return Answer(_told_of_many(session, batch), total, len(batch))
     seconds = time.perf_counter() - begin
     seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
     config: wire.Config = {
@@ -96,6 +134,46 @@ def train(session: Session) -> Answer:
         "device": session.device_name,
     }
     return Answer(config, total, seen)
+
+
+def _train_privately(session: Session, batch: Batch) -> Answer:
+    """The round's steps with clipped gradients and noise; neither the loss nor the time that they took is told."""
+    model, promise, p = session.model, session.promise, session.study.privacy
+    assert not isinstance(model, GeneAutoencoder)
+    set_weights(model, session.weights)
+    evidence = public_evidence(model, batch, session.held)
+    if p.evidence == "noised":
+        file = session.work / "evidence" / f"{session.study.name}-{session.fold}.npy"
+        if session.counts_evidence:
+            evidence = noised_evidence(
+                model,
+                batch,
+                session.held,
+                deviation=promise.mechanisms[EVIDENCE].noise,
+                least=session.policy.min_patients,
+            )
+            with replacing(file) as temporary, temporary.open("wb") as out:
+                np.save(out, evidence)
+        elif file.exists():
+            evidence = np.load(file)
+    total = train_privately(
+        model,
+        session.weights,
+        batch,
+        session.study,
+        round_=session.round,
+        seed=seed_from(session.study.seed, session.phase, session.fold, session.round, session.site.name),
+        load=part("load/", session.arrays),
+        deviation=promise.deviation,
+        evidence=evidence,
+        probe=session.round <= 1,
+    )
+    return Answer(_told_of_many(session, batch), total, len(batch))
+
+
+def _told_of_many(session: Session, batch: Batch) -> wire.Config:
+    """What an answer under privacy says beside its sum: nothing of loss or time, patients to the nearest ten."""
+    return {"patients": public_count(len(batch)), "seconds": 0.0, "device": session.device_name}
 
 
 def _of_enough(session: Session, batch: Batch) -> Batch:

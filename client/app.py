@@ -16,7 +16,7 @@ from oncofed.client.analyse import analyse as answer_analysis
 from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
-from oncofed.client.release import Answer, Door
+from oncofed.client.release import Answer, Answered, Door
 from oncofed.client.resident import Resident
 from oncofed.client.session import Session
 from oncofed.client.tabulate import tabulate
@@ -72,6 +72,8 @@ def handler(
                 session = opening.of(message.content, site, work, resident, own_device, policy)
                 session.admit(door, kind)
                 return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
+            except Answered as known:
+                return Message(known.content, reply_to=message)
             except Refusal as error:
                 # of a simulated site the server's own log says it, in the same window
                 level = logging.INFO if door is not None and door.simulated else logging.WARNING

@@ -39,7 +39,15 @@ class Policy(BaseModel):
         False, description="a model trained here alone may leave and be scored at other sites (analysis.cross_site)"
     )
     epsilon_budget: float = Field(
-        8.0, ge=0, description="what all evaluations and analyses with noise may cost a patient together"
+        8.0,
+        ge=0,
+        description="what everything with noise that leaves may cost a patient together: training, statistics, evaluations and analyses",
+    )
+    delta_budget: float = Field(
+        1e-5,
+        gt=0,
+        lt=1,
+        description="the delta at which `epsilon_budget` holds; far below one over the site's patients",
     )
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
     max_local_steps: int = Field(1000, ge=1, description="longest round")

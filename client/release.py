@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
-from oncofed.client.ledger import Ledger
 from oncofed.client.policy import Policy
+from oncofed.client.privacy.answers import KeptAnswers
+from oncofed.client.privacy.ledger import Ledger
 from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.errors import Refusal
 from oncofed.common.plan import Plan
+from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.study import Study
 
 TABLES = (wire.EVALUATE, wire.ANALYSE)
@@ -51,6 +53,29 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Noise that an answer will hold: booked under `id` before data are touched; `question` tells one request from another.
+
+    `cap` is the study's own promise, (epsilon, delta), for all releases of `study` together.
+    """
+
+    id: str
+    question: str
+    study: str
+    purpose: str
+    mechanisms: tuple[Mechanism, ...]
+    cap: tuple[float, float] | None = None
+
+
+class Answered(Exception):
+    """The very question was answered before: `content` is that answer, which costs nothing again."""
+
+    def __init__(self, content: RecordDict) -> None:
+        super().__init__()
+        self.content = content
+
+
+@dataclass(frozen=True)
 class Door:
     """What one site's messages go through. `log` is an append-only file of JSON lines at the site.
 
@@ -62,6 +87,33 @@ class Door:
     policy: Policy
     log: Path
     simulated: bool = False
+    reserved: list[Release] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What noisy releases have cost here."""
+        return Ledger(self.log.parent / "ledger.jsonl", self.site, self.policy.epsilon_budget, self.policy.delta_budget)
+
+    @property
+    def answers(self) -> KeptAnswers:
+        """Releases that were let out, kept for a server that asks again."""
+        return KeptAnswers(self.log.parent / "answers")
+
+    def reserve(self, release: Release) -> None:
+        """Book a release before data are touched; raises `Refusal` over the hospital's budget or the study's own promise.
+
+        Raises `Answered` where the very question was answered before. Simulated sites have neither ledger nor memory: their
+        researcher sees every row.
+        """
+        if self.simulated:
+            return
+        kept = self.answers.again(release.id, release.question)
+        if kept is not None:
+            config, arrays = kept
+            self._write(f"{release.purpose} again", config, arrays, 0)
+            raise Answered(wire.reply(self.site, config, arrays))
+        self.ledger.reserve(release.id, release.study, release.purpose, release.mechanisms, cap=release.cap)
+        self.reserved.append(release)
 
     def admit_plan(self, kind: str, plan: Plan) -> None:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
@@ -145,6 +197,9 @@ class Door:
         if answer.groups and not answer.epsilon and self.policy.min_cell > 1:
             self._remember(kind, answer)
         content = wire.reply(self.site, config, total)
+        for release in self.reserved:
+            self.answers.keep(release.id, release.question, config, total or {})
+            self.ledger.settle(release.id)
         self._write(kind, config, total or {}, patients)
         return content
 
@@ -182,11 +237,10 @@ class Door:
             raise Refusal(
                 f"site {self.site}: '{kind}' with noise may hold tables of counts alone, not {sorted(set(total) - set(answer.counts))}"
             )
-        if not self.simulated:
+        if not self.simulated and not self.reserved:
             purpose = " ".join(str(config[k]) for k in ("study", "analysis", "plan", "step") if config.get(k))
-            Ledger(self.log.parent / "ledger.jsonl", self.site, self.policy.epsilon_budget).charge(
-                f"{kind} {purpose}", answer.epsilon
-            )
+            study = str(config.get("study") or config.get("analysis") or "")
+            self.ledger.charge(study, f"{kind} {purpose}", [Mechanism("pure", answer.epsilon)])
         share = answer.epsilon / len(total)
         return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
 

@@ -29,7 +29,17 @@ class Resident:
     def model(self, study: Study, sizes: Sizes, device: torch.device, phase: str) -> Model:
         """A model of that shape with whatever weights it had before."""
         t = study.training
-        of_study = (study.model, study.fusion, study.task.kind, study.pretraining, t.first_layer, t.adapter_rank)
+        of_study = (
+            study.model,
+            study.fusion,
+            study.task.kind,
+            study.pretraining,
+            t.first_layer,
+            t.adapter_rank,
+            t.encoder,
+            t.baselines,
+            study.task.loss,
+        )
         key = (of_study, sizes, device, phase)
         if self._model is None or self._model_key != key:
             self._model = build_empty(study, sizes, device, phase=phase)

@@ -29,6 +29,14 @@ CURVE_MONTHS = (12.0, 36.0, 60.0)
 
 def evaluate(session: Session) -> Answer:
     """Sums over held-out (or validation) patients by cancer type; with `final` also routing and experts taken out."""
+    if session.ask.get("own"):  # for the hospital alone: nothing leaves
+        write_predictions(session, scored_model(session))
+        return Answer({})
+    if session.study.privacy.on:
+        raise Refusal(
+            f"site {session.site.name}: the study promises privacy.unit = '{session.study.privacy.unit}', so no score of patients leaves without "
+            "noise (evaluation.epsilon)"
+        )
     if session.study.evaluation.epsilon and not session.ask.get("validation"):
         raise Refusal(
             f"site {session.site.name}: the study evaluates with noise (evaluation.epsilon), so no score of held-out patients leaves without"

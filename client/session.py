@@ -20,7 +20,8 @@ from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet
 from oncofed.client.policy import Policy
-from oncofed.client.release import Door
+from oncofed.client.privacy.train import Held
+from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
 from oncofed.common import wire
@@ -28,9 +29,11 @@ from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
-from oncofed.common.modalities import Beside
+from oncofed.common.modalities import MODALITIES, Beside
 from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
+from oncofed.common.privacy.accounting import Mechanism
+from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
 from oncofed.common.scaling import Scaling
 from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation
 from oncofed.common.study import TRAIN, Study
@@ -80,8 +83,49 @@ class Session:
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
 
     def admit(self, door: Door, kind: str) -> None:
-        """Refuse what the site's policy does not allow."""
+        """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
         door.admit(kind, self.study)
+        if self.study.privacy.on and kind not in (wire.HELLO, wire.STATISTICS, wire.TRAIN, wire.EVALUATE):
+            raise Refusal(
+                f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
+                "without noise"
+            )
+        mechanisms = self._mechanisms(kind)
+        if mechanisms:
+            door.reserve(self._release(kind, mechanisms))
+
+    def _mechanisms(self, kind: str) -> tuple[Mechanism, ...]:
+        """The releases with noise that an answer to this message makes."""
+        study = self.study
+        if kind == wire.EVALUATE and study.evaluation.epsilon and self.ask.get("table"):
+            return (Mechanism("pure", study.evaluation.epsilon / 2, 2),)
+        if not study.privacy.of_patients or kind not in (wire.STATISTICS, wire.TRAIN):
+            return ()
+        of = self.promise.mechanisms
+        if kind == wire.STATISTICS and STATISTICS in of:
+            return (of[STATISTICS].repeated(1),)
+        if kind == wire.TRAIN:
+            counted = (of[EVIDENCE].repeated(1),) if self.counts_evidence else ()
+            return (of[TRAINING].repeated(study.training.local_steps), *counted)
+        return ()
+
+    @property
+    def counts_evidence(self) -> bool:
+        """Whether counts of evidence leave with this round."""
+        p = self.study.privacy
+        return p.of_patients and p.evidence == "noised" and (self.round - 1) % p.evidence_every == 0
+
+    def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
+        """The release under an id that is the same when the server asks again."""
+        told = self.study.model_dump_json(exclude={"runtime"})
+        study = f"{self.study.name} {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
+        asked = {k: v for k, v in self.ask.items() if k not in ("study_json", "package")}
+        question = _digest(
+            [told, asked, {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}]
+        )
+        cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
+        return Release(f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", question, study, what, mechanisms, cap)
 
     @property
     def fold(self) -> int:
@@ -162,7 +206,9 @@ class Session:
         The statistics begin a fold, and begin it anew unless the study resumes.
         """
         s = self.study
-        deal = _digest([s.seed, s.splits.model_dump(mode="json"), s.model.name, s.task.kind, self.cancers])
+        deal = _digest(
+            [s.seed, s.splits.model_dump(mode="json"), s.independent_folds, s.model.name, s.task.kind, self.cancers]
+        )
         file = self.work / "folds" / f"{s.name}-{deal[:16]}-{self.fold}.txt"
         who = _digest([cohort.patient.tolist(), cohort.fold.tolist()])
         begins = "genes" in self.ask and not self.ask.get("final")
@@ -178,6 +224,20 @@ class Session:
     def split(self) -> np.ndarray:
         """`train`, `validation` or `test` for each patient of the cohort."""
         return split_names(self.cohort, self.study, self.fold, self.site.name)
+
+    @cached_property
+    def promise(self) -> Promise:
+        """What the study lets out of a patient, with noise of the scale that the message names; refused where that is too little."""
+        try:
+            return kept(self.study, float(self.ask["noise_scale"]))  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise Refusal(f"site {self.site.name}: the study's privacy does not hold: {error}") from None
+
+    @property
+    def held(self) -> Held:
+        """What everyone knows of the site from its greeting."""
+        cancers = frozenset(int(c) for c in np.unique(self.cohort.cancer))
+        return Held(cancers, frozenset(m for m in MODALITIES if self.cohort.has(m).any()))
 
     def training_cohort(self) -> Cohort:
         chosen = self.cohort.select(self.split == "train")

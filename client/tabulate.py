@@ -21,6 +21,11 @@ def tabulate(session: Session) -> Answer:
     noise half of epsilon goes to each; the number of the site's patients of a cancer type is taken as known.
     """
     epsilon, least = session.study.evaluation.epsilon, session.policy.min_cell
+    if session.study.privacy.on and not epsilon:
+        raise Refusal(
+            f"site {session.site.name}: the study promises privacy.unit = '{session.study.privacy.unit}', so its table of risk and time needs "
+            "noise (evaluation.epsilon)"
+        )
     if least > 1 and not epsilon:
         raise Refusal(
             f"site {session.site.name}: a table of risk and time has cells of single patients, its policy wants {least} (min_cell); "

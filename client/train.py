@@ -60,7 +60,7 @@ def train_locally(
     blocks = model.blocks()
     load_t = {group: torch.tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
     generator = torch.Generator(device=device).manual_seed(seed)
-    optimizer = _optimizer(model, study, phase, round_)
+    optimizer = optimizer_for(model, study, phase, round_)
     modulation = None
     if isinstance(model, PathGPTOmic) and model.additive:
         modulation = Modulation(study, optimizer, branches, model.modalities)
@@ -78,7 +78,7 @@ def train_locally(
             loss = loss + 0.5 * t.prox_mu * (model.get_parameter(name) - at_start).square().sum()
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        used = _shares(model, output, part) | _by_class(model, learned_C * len(part))
+        used = shares_of(model, output, part) | _by_class(model, learned_C * len(part))
         if modulation is not None:
             assert isinstance(model, PathGPTOmic)
             modulation.step(model, output, part)
@@ -114,7 +114,7 @@ def _factor(study: Study, phase: str, round_: int) -> float:
     return 1.0 if t.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * (round_ - 1) / t.rounds))
 
 
-def _optimizer(model: Model, study: Study, phase: str, round_: int) -> torch.optim.Optimizer:
+def optimizer_for(model: Model, study: Study, phase: str, round_: int) -> torch.optim.Optimizer:
     """Weight decay spares the baselines, hazards to be estimated and not shrunk to exp(0), and the few covariates.
 
     A critic has an optimiser of its own (objectives.py).
@@ -157,7 +157,7 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> list[
     return list(order[: steps * size].split(size))
 
 
-def _shares(model: Model, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
+def shares_of(model: Model, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
     """How many patients of the batch stand behind each block: gate mass of experts, patients of a cancer type or with a
     modality, all."""
     n = len(model.cancers)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.stats import yeojohnson
+from scipy.stats import norm, rankdata, yeojohnson
 
 POWERS = (-4.0, -2.0, 0.0, 1.0, 2.0, 4.0)
 """Candidate powers; 1 leaves values as they are."""
@@ -51,6 +51,12 @@ class Scaling:
         mean, sd = np.where(few, all_mean, mean), np.where(few, all_sd, sd)
         one, zero = np.ones_like(mean), np.zeros_like(mean)
         return cls(mean, np.where(sd < MIN_SD, 1.0, sd), one, zero, one)
+
+    @classmethod
+    def none(cls, width: int) -> Scaling:
+        """The scale that leaves `width` numbers as they are."""
+        one, zero = np.ones((1, width)), np.zeros((1, width))
+        return cls(zero, one, one, zero, one)
 
     def with_powers(self, total: Mapping[str, np.ndarray]) -> Scaling:
         """The most likely candidate power of each gene and group from summed `power_moments`.
@@ -107,6 +113,18 @@ class Scaling:
     def of(cls, arrays: Mapping[str, np.ndarray], prefix: str = "scaling/") -> Scaling:
         """The inverse of `arrays`."""
         return cls(**{f.name: arrays[prefix + f.name] for f in fields(cls)})
+
+
+def patient_ranks(x_NG: np.ndarray) -> np.ndarray:
+    """Normal scores of each patient's numbers by rank among her own, float32 `[N, G]`; a missing value becomes 0, the middle.
+
+    Blom's scores of ranks, ties at their mean. Nothing of other patients enters, so nothing of them can leak.
+    """
+    x = np.asarray(x_NG, dtype=np.float64)
+    rank = rankdata(x, axis=1, nan_policy="omit") if x.size else x
+    present = np.sum(~np.isnan(x), axis=1, keepdims=True)
+    score = norm.ppf((rank - 0.375) / (present + 0.25))
+    return np.nan_to_num(score, nan=0.0).astype(np.float32)
 
 
 def groups(cancer_N: np.ndarray, by_cancer: bool) -> np.ndarray:

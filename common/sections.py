@@ -229,9 +229,10 @@ class Panel(Section):
     min_site_share: float = Field(
         1.0, gt=0, le=1, description="a gene enters when at least this share of the sites hold it"
     )
-    scale_by: Literal["auto", "all", "cancer"] = Field(
+    scale_by: Literal["auto", "all", "cancer", "patient"] = Field(
         "auto",
-        description="whose mean and spread a gene is held against; auto: cancer in survival, all in classification",
+        description="whose mean and spread a gene is held against; auto: cancer in survival, all in classification; patient: its rank "
+        "among the patient's genes, so that nothing is known of others",
     )
     powers: bool = Field(True, description="make genes symmetric by the most likely Yeo-Johnson power, found from sums")
     covariates: tuple[str, ...] = Field(
@@ -293,6 +294,16 @@ class Training(Steps):
     head_rate: float = Field(
         0.005, gt=0, description="learning rate of the head on a pre-trained encoder, where it starts at 0"
     )
+    start: str = Field(
+        "",
+        description="a saved model that training begins from: panel, cancer types, scale, time grid and weights are its own; empty: anew",
+    )
+    encoder: Literal["train", "frozen"] = Field(
+        "train", description="frozen: the head alone learns; for a study that starts from a model"
+    )
+    baselines: Literal["train", "frozen"] = Field(
+        "train", description="frozen: baseline hazards stay as training began with them"
+    )
     first_layer: Literal["train", "slow", "frozen", "adapters"] = Field(
         "train", description="slow: at a tenth of the rate; adapters: low-rank changes; for a pre-trained model"
     )
@@ -316,6 +327,10 @@ class Aggregation(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, adam (beta 1) and yogi (beta 1)")
     second_momentum: float = Field(0.99, ge=0, lt=1, description="beta 2 of adam and yogi")
     adaptivity: float = Field(1e-3, gt=0, description="tau of FedAdam and FedYogi (Reddi et al. 2021)")
+    pull: float = Field(
+        0.0, ge=0, lt=1, description="share of the way back to the weights that training began with, after every round"
+    )
+    average_last: int = Field(0, ge=0, description="the model is the mean of so many last rounds; 0: the last one")
     tau: float = Field(0.0, ge=0, description="prior evidence that slows blocks with few patients")
     min_sites: int = Field(2, ge=1, description="a round with fewer good replies stops the study")
 
@@ -336,6 +351,11 @@ class Splits(Section):
         description="instead of folds by patient: each of these sites in turn takes no part and is the test; all: every one",
     )
     only: tuple[int, ...] = Field((), description="run only these folds; empty: all")
+    deal: Literal["auto", "stratified", "independent"] = Field(
+        "auto",
+        description="stratified by cancer type and event, or each patient by her name alone, so that who comes or goes moves nobody else; "
+        "auto: independent where a patient's presence must not show",
+    )
     refit: bool = Field(False, description="after the folds, train once more on all patients: the model to publish")
 
     @model_validator(mode="before")

@@ -14,6 +14,8 @@ from typing import Any
 
 from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
+from oncofed.common.privacy.refusals import broken_by
+from oncofed.common.privacy.settings import Privacy
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
     Aggregation,
@@ -48,6 +50,7 @@ class Study(Section):
     splits: Splits = Splits()
     analysis: Analysis = Analysis()
     evaluation: Evaluation = Evaluation()
+    privacy: Privacy = Privacy()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="before")
@@ -94,11 +97,26 @@ class Study(Section):
                 "training.patience chooses a round by validation patients: set splits.validation (0.15, say) "
                 "and training.evaluate_every"
             )
-        if self.training.first_layer != "train" and not self.pretraining.rounds:
+        if self.training.first_layer != "train" and not (self.pretraining.rounds or self.training.start):
             raise ValueError(
                 f"training.first_layer = {self.training.first_layer!r} keeps a first layer that nothing has trained; "
-                "set pretraining.rounds, or first_layer = 'train'"
+                "set pretraining.rounds or training.start, or first_layer = 'train'"
             )
+        if self.training.encoder == "frozen" and not self.training.start:
+            raise ValueError(
+                "training.encoder = 'frozen' keeps an encoder that nothing has trained; name a saved model in training.start"
+            )
+        if self.training.start and self.pretraining.rounds:
+            raise ValueError(
+                "training.start brings a trained encoder, which pretraining would train again; set pretraining.rounds = 0, or leave it out"
+            )
+        if self.privacy.of_patients and self.splits.deal == "stratified":
+            raise ValueError(
+                "splits.deal = 'stratified' deals patients in turn, so that one who comes moves others between folds; use 'independent'"
+            )
+        broken = broken_by(self)
+        if broken:
+            raise ValueError(f"privacy.unit = '{self.privacy.unit}' cannot be promised:\n    " + "\n    ".join(broken))
         return self
 
     def _check_genes(self) -> None:
@@ -158,6 +176,12 @@ class Study(Section):
         if not self.multimodal:
             return (RNA,)
         return tuple(m for m in MODALITIES if m in self.fusion.modalities)
+
+    @property
+    def independent_folds(self) -> bool:
+        """Whether a patient's fold depends on her name alone."""
+        deal = self.splits.deal
+        return deal == "independent" or (deal == "auto" and self.privacy.of_patients)
 
     @property
     def embeds(self) -> bool:

@@ -67,9 +67,13 @@ class TimeGrid:
         return cls(tuple(float(PUBLIC_EDGES[i]) for i in chosen))
 
 
-def event_table(time: np.ndarray, event: np.ndarray, cancer: np.ndarray, cancers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Events and months of exposure by cancer type on `PUBLIC_EDGES`: two `[C, len(PUBLIC_EDGES)]` sums over patients."""
-    fine = TimeGrid(tuple(PUBLIC_EDGES))
+PUBLIC_GRID = TimeGrid(tuple(PUBLIC_EDGES))
+
+
+def event_table(
+    time: np.ndarray, event: np.ndarray, cancer: np.ndarray, cancers: int, fine: TimeGrid = PUBLIC_GRID
+) -> tuple[np.ndarray, np.ndarray]:
+    """Events and months of exposure by cancer type on `PUBLIC_EDGES`, or on another grid: two `[C, K]` sums over patients."""
     events = np.zeros((cancers, len(fine)))
     np.add.at(events, (cancer, fine.interval(time)), event.astype(np.float64))
     exposure = np.zeros((cancers, len(fine)))
@@ -148,11 +152,16 @@ def weibull_on_grid(baseline_C2: np.ndarray, grid: TimeGrid) -> np.ndarray:
 
 
 def initial_baseline(loss: str, events: np.ndarray, exposure: np.ndarray, grid: TimeGrid) -> np.ndarray:
-    """First baselines `[C, K]` of a loss, or its `[C, 2]` of a Weibull, from events and months of exposure on `PUBLIC_EDGES`."""
+    """First baselines `[C, K]` of a loss, or the `[C, 2]` of a Weibull, from events and months of exposure on `PUBLIC_EDGES`."""
+    return on_grid(loss, coarsen(events, grid), coarsen(exposure, grid))
+
+
+def on_grid(loss: str, events: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+    """The same from events and months of exposure `[C, K]` on the grid itself."""
     if loss == "weibull":
         rate = initial_log_baseline(events.sum(1, keepdims=True), exposure.sum(1, keepdims=True))
         return np.concatenate([rate + np.log(YEAR), np.zeros_like(rate)], axis=1)
-    return initial_log_baseline(coarsen(events, grid), coarsen(exposure, grid))
+    return initial_log_baseline(events, exposure)
 
 
 def cox_loss(risk_B: Tensor, time_B: Tensor, event_B: Tensor, cancer_B: Tensor) -> Tensor:

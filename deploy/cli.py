@@ -71,6 +71,34 @@ def site_check(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@site.command("budget")
+def site_budget(
+    folder: Annotated[Path, typer.Argument(help="site folder with site.toml and policy.toml")],
+    work_dir: Annotated[Path | None, typer.Option(help="where ledger.jsonl is; without it, FOLDER/.oncofed")] = None,
+) -> None:
+    """Show what noisy releases have cost the site's patients, study by study, and what is left. Exit code 1 when nobody can know."""
+    from oncofed.client.data.site import SiteFolder
+    from oncofed.client.policy import Policy
+    from oncofed.client.privacy.ledger import Ledger
+
+    name, policy = SiteFolder.open(folder).name, Policy.read(folder)
+    file = (work_dir or folder / ".oncofed") / "ledger.jsonl"
+    ledger = Ledger(file, name, policy.epsilon_budget, policy.delta_budget)
+    ledger.verify()
+    table = Table(title=f"Site {escape(name)}", title_justify="left")
+    table.add_column("study")
+    for column in ("releases", "unsettled", "epsilon", "first", "last"):
+        table.add_column(column, justify="right")
+    for s in ledger.studies():
+        numbers = (str(s.releases), str(s.unsettled), f"{s.epsilon:.3f}", s.first[:10], s.last[:10])
+        table.add_row(escape(s.study), *numbers)
+    out.print(table)
+    spent, budget = ledger.spent(), policy.epsilon_budget
+    out.print(f"spent: epsilon {spent:.3f} at delta {policy.delta_budget:g}, all studies together")
+    out.print(f"budget: {budget:g} (epsilon_budget in policy.toml), left: {max(budget - spent, 0.0):.3f}")
+    out.print(f"[green]verified[/]: {escape(str(file))}" if file.exists() else f"no ledger yet: {escape(str(file))}")
+
+
 @site.command("predict")
 def site_predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors or model-fold-K.safetensors of a study")],

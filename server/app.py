@@ -20,6 +20,7 @@ from oncofed.common.panel import NO_GENES, GenePanel
 from oncofed.common.pathways import pathways_on
 from oncofed.common.plan import Plan
 from oncofed.common.progress import progress_bar
+from oncofed.common.saved import SavedModel
 from oncofed.common.sections import Panel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
@@ -62,7 +63,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
         study = study.changed(splits__held_out_sites=roster.sites)
-    cancers, panel, beside = agree(study, roster)
+    start = SavedModel.read(Path(study.training.start)) if study.training.start else None
+    cancers, panel, beside = agree(study, roster) if start is None else agree_with(start, study, roster)
     absent = [site for site in study.splits.held_out_sites if site not in roster.sites]
     if absent:
         raise ValueError(f"splits.held_out_sites = {absent} are not in the federation; its sites are {roster.sites}")
@@ -90,7 +92,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             progress.advance(bar)
 
         for fold in folds:
-            results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside).run(advance))
+            results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside, start).run(advance))
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
     tables = load_tables(out, results["folds"])
@@ -128,6 +130,29 @@ def agree(study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel, Bes
         return cancers, NO_GENES, beside
     held = [list(map(str, h["genes"])) for h in hellos.values() if h["genes"]]  # type: ignore[arg-type]
     return cancers, agree_panel(study.panel, held), beside
+
+
+def agree_with(start: SavedModel, study: Study, roster: Roster) -> tuple[tuple[str, ...], GenePanel, Beside]:
+    """Cancer types, panel and what stands beside genes of a saved model, where sites and study fit it."""
+    hellos = {str(h["site"]): h for h in roster.hellos.values()}
+    family = agree_text({site: str(h["unit_family"]) for site, h in hellos.items()}, UNIT_TROUBLE)
+    if start.unit_family and family and start.unit_family != family:
+        raise ValueError(
+            f"training.start: the model was trained on expression of the unit family '{start.unit_family}', the sites deliver '{family}'; "
+            "take a model of their units"
+        )
+    for key, mine, saved in (
+        ("cancers", study.groups, start.cancers),
+        ("task.kind", study.task.kind, start.study.task.kind),
+        ("panel.covariates", study.panel.covariates, start.study.panel.covariates),
+        ("panel.scale_by", study.scale_by_cancer, start.study.scale_by_cancer),
+        ("fusion.modalities", study.modalities, start.study.modalities),
+    ):
+        if mine != saved and (mine or key != "cancers"):
+            raise ValueError(
+                f"training.start: {key} = {mine!r} in the study, {saved!r} in the saved model; take over the model's"
+            )
+    return start.cancers, start.panel, start.beside
 
 
 SHOWN = 3

@@ -13,7 +13,8 @@ import numpy as np
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER, SHARES, genes_of
 from oncofed.common.blocks import Sum, under
-from oncofed.common.survival import RISK_EDGES, initial_log_baseline
+from oncofed.common.study import Study
+from oncofed.common.survival import RISK_EDGES, initial_log_baseline, weibull_on_grid
 from oncofed.server.aggregate import STATISTICS_BITS
 from oncofed.server.inquiry import Inquiry, Shapes
 from oncofed.server.roster import NotEnoughSites
@@ -24,6 +25,22 @@ log = logging.getLogger("oncofed.server")
 
 NETWORK_BITS = 40
 """Resolution 1e-12 of sums of attributions of pairs of genes, of which there are many that hold little each."""
+
+
+PUBLIC_RISKS = (np.abs(np.append(RISK_EDGES, np.inf)) <= 2.0).astype(np.float64)
+"""How risks are taken to lie where nobody's patients may say it: evenly, from -2 to 2."""
+
+
+def public_explanation(study: Study, frame: Frame, weights: Sum) -> Sum:
+    """What a model says of itself: the log baselines `[C, K]` that its weights hold, of which no patient is asked."""
+    baseline = weights.get("head.log_baseline")
+    if baseline is None:
+        return {}
+    return {
+        "log_baseline": weibull_on_grid(baseline, frame.grid)
+        if study.task.loss == "weibull"
+        else baseline.astype(np.float64)
+    }
 
 
 @dataclass(frozen=True)

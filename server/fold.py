@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from oncofed.common import wire
 from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names
 from oncofed.common.modalities import NO_BESIDE, Beside
-from oncofed.common.models.build import Sizes, build_model, transfer
+from oncofed.common.models.build import Sizes, begin_from, build_model, transfer
 from oncofed.common.panel import GenePanel
-from oncofed.common.saved import model_file
+from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from oncofed.server.checkpoint import save_arrays
 from oncofed.server.cross_site import CrossSite
 from oncofed.server.evaluation import gather_table, table_file
-from oncofed.server.explanation import Explanation
+from oncofed.server.explanation import PUBLIC_RISKS, Explanation, public_explanation
 from oncofed.server.inquiry import Inquiry
+from oncofed.server.privacy import noise_of_the_server
 from oncofed.server.roster import NotEnoughSites, Roster
 from oncofed.server.rounds import Rounds, headline
 from oncofed.server.statistics import Frame, gather_statistics
@@ -42,13 +44,14 @@ class FoldRun:
     fold: int
     out: Path
     beside: Beside = NO_BESIDE
+    start: SavedModel | None = None
 
     def run(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
         inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
         # also when resuming: it brings the panel to sites that came since
-        frame, baseline, follow_up = gather_statistics(inquiry)
+        frame, baseline, follow_up = gather_statistics(inquiry, self.start)
         result: dict[str, Any] = {"fold": self.fold}
         rounds, before = self._train(inquiry, frame, baseline, advance, self.out)
         result |= {"pretraining": {"curve": before.curve}} if before else {}
@@ -57,7 +60,14 @@ class FoldRun:
         result["devices"] = dict(sorted(rounds.devices.items()))
         result["blocks"] = list(strategy.blocks.names)
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
-        if self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon:
+        private = self.study.privacy.on
+        if private and self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon:
+            list(
+                inquiry.ask(
+                    wire.EVALUATE, frame.config | {"own": True}, frame.arrays | under("weights/", strategy.weights)
+                )
+            )
+        if self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon and not private:
             try:
                 evaluation = rounds.score(len(rounds.curve), {"final": True})
             except NotEnoughSites as error:  # what is measured of a model must not cost the model
@@ -66,9 +76,12 @@ class FoldRun:
                 rounds.curve[rounds.kept - 1] |= headline(evaluation, "test")
                 result["evaluation"] = {name: value.tolist() for name, value in evaluation.items()}
         asked = Explanation(inquiry, frame, strategy)
-        explanation = asked.gather()
+        explanation = public_explanation(self.study, frame, strategy.weights) if private else asked.gather()
         self._save_model(strategy, frame, explanation)
-        if self.study.task.kind == "survival" and self.study.evaluation.tables and self.fold != ALL_PATIENTS:
+        evaluated = self.study.evaluation.tables and not (private and not self.study.evaluation.epsilon)
+        if self.study.task.kind == "survival" and evaluated and self.fold != ALL_PATIENTS:
+            if private:
+                explanation = explanation | {"risk_counts": PUBLIC_RISKS * np.ones((len(self.cancers), 1))}
             table = gather_table(inquiry, frame, strategy.weights, explanation, follow_up)
             if table is not None:
                 table.save(table_file(self.out, self.fold))
@@ -90,7 +103,7 @@ class FoldRun:
         self,
         inquiry: Inquiry,
         frame: Frame,
-        baseline: np.ndarray,
+        baseline: np.ndarray | None,
         advance: Callable[[str], None],
         out: Path | None,
     ) -> tuple[Rounds, Rounds | None]:
@@ -109,7 +122,7 @@ class FoldRun:
         inquiry: Inquiry,
         phase: str,
         frame: Frame,
-        baseline: np.ndarray,
+        baseline: np.ndarray | None,
         pretrained: Sum | None,
         out: Path | None,
     ) -> Rounds:
@@ -118,10 +131,16 @@ class FoldRun:
         sizes = Sizes(len(self.panel), self.cancers, len(frame.grid), covariates, self.beside)
         model = build_model(self.study, sizes, phase=phase, fold=self.fold)
         strategy = EvidenceStrategy.of(inquiry.aggregation, model)
-        if "head.log_baseline" in strategy.weights:
+        if self.study.privacy.on:  # what sites saw of the modalities is not told
+            strategy.modalities = ()
+        if self.start is not None and phase == TRAIN:
+            strategy.weights = begin_from(strategy.weights, self.start.weights)
+        if baseline is not None and "head.log_baseline" in strategy.weights:
             strategy.weights["head.log_baseline"] = baseline
         if pretrained is not None:
             strategy.weights = transfer(strategy.weights, pretrained)
+        if self.study.privacy.unit == "hospital":
+            strategy.cover = noise_of_the_server(self.study)
         rounds = Rounds(inquiry, phase, frame, strategy, out)
         rounds.resume()
         return rounds

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
+from oncofed.common.privacy.releases import promise_of
 from oncofed.common.sections import Aggregation
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
@@ -36,6 +39,8 @@ class Inquiry:
         """Ask the sites that the question concerns; an answer to another study, fold, round or panel is left out."""
         stamp: wire.Config = {"fold": self.fold, "phase": phase, "round": round_, "panel_hash": self.panel.hash}
         hello = greeting(self.study)
+        if self.study.privacy.on:
+            config = config | {"noise_scale": promise_of(self.study).scale}
         text: wire.Config = hello | {"cancers": list(self.cancers)} | self.beside.config()
         self.roster.greet_newcomers(hello)
         tests = kind == wire.EVALUATE and not config.get("validation")
@@ -96,4 +101,6 @@ class Inquiry:
 def greeting(study: Study) -> wire.Config:
     """The study as a site needs it: without the coordinator's own paths."""
     own = {"runtime": {"out"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
-    return {"study_json": study.model_dump_json(exclude=own)}
+    told = study.model_dump(mode="json", exclude=own)  # type: ignore[arg-type]
+    told["training"]["start"] = Path(study.training.start).name
+    return {"study_json": json.dumps(told)}

@@ -61,18 +61,20 @@ class Rounds:
                 if self._patience_is_over():
                     break
                 self._round(round_)
-                if time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                # noise that is drawn again after a crash would be another release
+                if self.strategy.cover is not None or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
                     self.save()
                     saved = time.monotonic()
                 point = self.curve[-1]
-                advance(
-                    f"fold {self.inquiry.fold} {self.phase} round {round_}: loss {point['train_loss']:.4f}, {point['sites']} sites"
-                )
+                loss = f"loss {point['train_loss']:.4f}, " if "train_loss" in point else ""
+                advance(f"fold {self.inquiry.fold} {self.phase} round {round_}: {loss}{point['sites']} sites")
         finally:
             if self.curve:  # also on the way out of an error: the last whole round is never lost
                 self.save()
         if self.best:
             self.strategy.weights = dict(self.best)
+        else:
+            self.strategy.settle()
 
     def _round(self, round_: int) -> None:
         arrays = self.frame.arrays | self.strategy.arrays()
@@ -85,10 +87,10 @@ class Rounds:
         self.curve.append(
             {
                 "round": round_,
-                "train_loss": summary.loss,
                 "sites": len(summary.sites),
                 "evidence": summary.evidence,
             }
+            | ({"train_loss": summary.loss} if summary.loss is not None else {})
             | ({"branches": summary.branches} if summary.branches else {})
         )
         t = self.inquiry.study.training
@@ -106,7 +108,8 @@ class Rounds:
     @property
     def _unseen(self) -> bool:
         """Whether held-out patients are not scored between rounds: of a site's own model, or where only noise may leave."""
-        return bool(self.inquiry.alone or self.inquiry.study.evaluation.epsilon)
+        study = self.inquiry.study
+        return bool(self.inquiry.alone or study.evaluation.epsilon or study.privacy.on)
 
     def _shown(self, round_: int, config: wire.Config, name: str, *, needed: bool = False) -> dict[str, float]:
         """The scores of a round; nothing where hospitals let too few groups show, unless the study chooses a round by them."""

@@ -7,7 +7,7 @@ all replies at once, while this one adds each answer as it arrives and keeps one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ class RoundSummary:
     """What a round's answers say beside the update: mean loss over patients, evidence by block, who took part, on what."""
 
     round: int
-    loss: float
+    loss: float | None
     evidence: dict[str, float]
     sites: list[str]
     seconds_at_sites: float
@@ -50,6 +50,12 @@ class EvidenceStrategy:
     removable: dict[str, int]
     trainable: frozenset[str]
     modalities: tuple[str, ...] = ()
+    cover: Callable[[Sum], Sum] | None = None
+    """Noise of the server on a round's total, where a hospital's presence must not show."""
+    first: Sum = field(default_factory=dict)
+    """The weights that training began with, where the study pulls back to them."""
+    last: list[Sum] = field(default_factory=list)
+    """The trained weights of the last rounds, where the model is their mean."""
     optimizer: ServerOptimizer = field(init=False)
     load: dict[str, np.ndarray] = field(init=False)
     branches: np.ndarray = field(init=False)
@@ -98,10 +104,12 @@ class EvidenceStrategy:
                 f"round {round_}: {accumulator.count} good answers, aggregation.min_sites = {self.settings.min_sites}. "
                 + "; ".join(reasons)
             )
-        by_block = self.take(accumulator.total())
+        total = accumulator.total()
+        by_block = self.take(total if self.cover is None else self.cover(total))
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
-        loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum())
+        told = bool(np.isfinite(rows[:, 0]).all())  # under privacy sites do not tell
+        loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum()) if told else None
         seconds, branches = float(rows[:, 2].sum()), contributions(self.branches, self.modalities)
         return RoundSummary(round_, loss, by_block, sorted(losses), seconds, devices, site_evidence, branches)
 
@@ -113,7 +121,15 @@ class EvidenceStrategy:
     def step(self, mean: Sum, evidence: np.ndarray) -> dict[str, float]:
         """Move the global weights by the mean change; returns the evidence by block's name."""
         moving = {name: value for name, value in self.weights.items() if name in self.trainable}
-        self.weights = self.weights | self.optimizer.step(moving, mean, evidence)
+        if self.settings.pull and not self.first:
+            self.first = moving
+        moved = self.optimizer.step(moving, mean, evidence)
+        if self.settings.pull:
+            back = np.float32(self.settings.pull)
+            moved = {name: value + back * (self.first[name] - value) for name, value in moved.items()}
+        self.weights = self.weights | moved
+        if self.settings.average_last:
+            self.last = [*self.last, moved][-self.settings.average_last :]
         by_block = dict(zip(self.blocks.names, evidence.tolist(), strict=True))
         self._update_load(by_block)
         return by_block
@@ -124,6 +140,15 @@ class EvidenceStrategy:
             if mass.sum() > 0:
                 self.load[group] = mass / mass.sum()
 
+    def settle(self) -> None:
+        """Take the mean of the last rounds for the model, where the study asks for it."""
+        if self.last:
+            mean = {
+                n: np.mean([w[n] for w in self.last], axis=0, dtype=np.float64).astype(v.dtype)
+                for n, v in self.last[0].items()
+            }
+            self.weights = self.weights | mean
+
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
     def state(self) -> Sum:
@@ -131,6 +156,9 @@ class EvidenceStrategy:
         state = self.arrays()
         for name, moments in self.optimizer.state.items():
             state |= under(f"optimizer/{name}/", moments)
+        state |= under("first/", self.first)
+        for i, weights in enumerate(self.last):
+            state |= under(f"last/{i:04d}/", weights)
         return state
 
     def restore(self, state: Sum) -> None:
@@ -143,6 +171,8 @@ class EvidenceStrategy:
         self.weights = weights
         self.load = part("load/", state)
         self.branches = state.get(BRANCHES, self.branches)
+        self.first, kept = part("first/", state), part("last/", state)
+        self.last = [part(f"{i}/", kept) for i in sorted({key.partition("/")[0] for key in kept})]
         self.optimizer.state = {}
         for key, value in part("optimizer/", state).items():
             name, _, moment = key.rpartition("/")
@@ -150,10 +180,13 @@ class EvidenceStrategy:
 
 
 def _told(answer: Answer) -> tuple[float, float, float]:
-    """Loss, patients and seconds of a training answer; raises where one is missing or no number."""
+    """Loss (NaN where a site does not tell), patients and seconds of a training answer; raises where one is no number."""
     values = []
     for key in ("loss", "patients", "seconds"):
         value = answer.config.get(key)
+        if key == "loss" and value is None:
+            values.append(math.nan)
+            continue
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)

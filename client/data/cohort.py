@@ -26,12 +26,12 @@ from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.panel import GenePanel
-from oncofed.common.splits import deal_folds
+from oncofed.common.splits import deal_alone, deal_folds
 from oncofed.common.study import Study
 
 log = logging.getLogger("oncofed.client")
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the meaning of the cached arrays changes."""
 
 NOTHING_BESIDE = BesideTables(pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=str))
@@ -110,6 +110,7 @@ class CohortKey:
     of: tuple[str, ...]
     folds: int
     seed: int
+    independent: bool
     multimodal: bool
     sees_images: bool
     images: str
@@ -140,6 +141,7 @@ def cohort_key(
         study.of,
         study.splits.folds,
         study.seed,
+        study.independent_folds,
         multimodal,
         PATHOLOGY in study.modalities,
         beside.images,
@@ -206,7 +208,11 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     cancer = rows["cancer_type"].map({c: i for i, c in enumerate(cancers)}).to_numpy(dtype=np.int64)
     events = event.loc[names].to_numpy(dtype=np.int64)
     codes = rows["cancer_type"].to_numpy(dtype=str)
-    fold = deal_folds(np.array(names), codes, events, folds=key.folds, seed=key.seed, site=site.name)
+    fold = (
+        deal_alone(np.array(names), folds=key.folds, seed=key.seed)
+        if key.independent
+        else deal_folds(np.array(names), codes, events, folds=key.folds, seed=key.seed, site=site.name)
+    )
     return Cohort(
         x_NG=x,
         v_NV=encode_covariates(rows, key.covariates, site.name),

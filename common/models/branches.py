@@ -45,6 +45,25 @@ class TileEncoder(nn.Module):
         pooled_BD = h_TD.new_zeros(patients, h_TD.shape[1]).index_add(0, owner_T, a_T[:, None] * h_TD)
         return torch.tanh(self.latent(pooled_BD)), a_T
 
+    def in_step(
+        self, x_TP: Tensor, owner_T: Tensor, patients: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same with every patient's tiles as a row `[B, tiles, P]`, filled up with nothing: gradients by patient want it."""
+        counts_B = torch.bincount(owner_T, minlength=patients)
+        order_T = torch.argsort(owner_T, stable=True)
+        place_T = torch.empty_like(owner_T)
+        starts_B = counts_B.cumsum(0) - counts_B
+        place_T[order_T] = torch.arange(len(owner_T), device=owner_T.device) - starts_B[owner_T[order_T]]
+        at = owner_T, place_T
+        most = max(1, int(counts_B.max())) if len(owner_T) else 1
+        x_BSP = x_TP.new_zeros(patients, most, x_TP.shape[1]).index_put(at, x_TP)
+        there_BS = torch.zeros(patients, most, dtype=torch.bool, device=x_TP.device)
+        there_BS[at] = True
+        h_BSD = dropout(torch.relu(self.embed(self.norm(x_BSP))), self.p, generator)
+        score_BS = self.score(torch.tanh(self.tanh(h_BSD)) * torch.sigmoid(self.gate(h_BSD))).squeeze(-1)
+        a_BS = torch.softmax(score_BS.masked_fill(~there_BS, -1e9), dim=1) * there_BS
+        return torch.tanh(self.latent((a_BS[:, :, None] * h_BSD).sum(1))), a_BS[at]
+
 
 def softmax_by_owner(score_T: Tensor, owner_T: Tensor, patients: int) -> Tensor:
     """Softmax over the tiles of each patient."""

@@ -16,6 +16,9 @@ from oncofed.common.models.t_gem import TGEM, AttentionLayer, GeneNorm
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 
+LEARNS = ("head.", "joint.")
+"""Parameters that learn beside a frozen encoder."""
+
 Predictor = GeneMOE | PathGPTOmic | TGEM
 """A model that scores patients."""
 
@@ -53,6 +56,19 @@ def build_empty(study: Study, sizes: Sizes, device: torch.device, *, phase: str 
 
 
 def _build(study: Study, sizes: Sizes, phase: str) -> Model:
+    model = _model(study, sizes, phase)
+    if phase == TRAIN and study.training.baselines == "frozen":
+        for name, p in model.named_parameters():
+            p.requires_grad_(p.requires_grad and name != "head.log_baseline")
+    if phase == TRAIN and study.training.encoder == "frozen":
+        assert not isinstance(model, GeneAutoencoder)
+        model.still = True
+        for name, p in model.named_parameters():
+            p.requires_grad_(p.requires_grad and name.startswith(LEARNS))
+    return model
+
+
+def _model(study: Study, sizes: Sizes, phase: str) -> Model:
     if study.model.name == "t_gem":
         return _t_gem(study, sizes)
     encoder = _encoder(study, sizes, adapters=phase == TRAIN and study.training.first_layer == "adapters")
@@ -166,6 +182,20 @@ def transfer(weights: dict[str, np.ndarray], pretrained: dict[str, np.ndarray]) 
             f"the pre-trained encoder does not fit the model (parameters {odd[:3]}); pre-train again with the study's model"
         )
     return weights | encoder
+
+
+def begin_from(weights: dict[str, np.ndarray], saved: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """First weights of training with those of a saved model; of the head those that fit, and adapters begin anew.
+
+    Raises `ValueError` where the saved encoder is of another shape.
+    """
+    own = {n: v for n, v in weights.items() if n not in saved or saved[n].shape != v.shape}
+    odd = [n for n in own if not n.startswith(LEARNS) and ".adapter_" not in n]
+    if odd:
+        raise ValueError(
+            f"training.start: the saved model does not fit the study's (parameters {odd[:3]}); take over its [model] table"
+        )
+    return {n: own.get(n, saved.get(n, v)) for n, v in weights.items()}
 
 
 def get_weights(model: torch.nn.Module) -> dict[str, np.ndarray]:

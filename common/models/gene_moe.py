@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
         with context:
             y = layer.mix(x, gate, dense=self.settings.dispatch == "dense")
-        return y.float()
+        return y.to(x.dtype)
 
     def mixtures(self) -> dict[str, int]:
         """Experts in each mixture, by its name in `ModelOutput.shares`."""
@@ -133,10 +133,12 @@ class GeneMOE(nn.Module):
     def __init__(self, encoder: Encoder, head: SurvivalHead | ClassHead, cancers: tuple[str, ...]) -> None:
         super().__init__()
         self.encoder, self.head, self.cancers = encoder, head, cancers
+        self.still = False
+        """Whether the encoder is frozen: then it has no noise in training either."""
 
     def forward(self, inputs: Inputs, generator: torch.Generator | None = None, off: Off | None = None) -> ModelOutput:
         """Training noise is drawn from `generator`; without one the output is deterministic. `off` takes an expert out."""
-        encoded = self.encoder(inputs.x_BG, inputs.cancer_B, generator, off)
+        encoded = self.encoder(inputs.x_BG, inputs.cancer_B, None if self.still else generator, off)
         score, baseline = self.head.read(encoded.score, inputs.cancer_B, inputs.v_BV)
         return replace(encoded, score=score, latent=encoded.score, log_baseline=baseline)
 

@@ -60,6 +60,11 @@ class PathGPTOmic(nn.Module):
         self.branches = nn.ModuleDict(branches)
         self.joint, self.head, self.cancers = joint, head, cancers
         self.modality_dropout = modality_dropout
+        self.still = False
+        """Whether the encoders are frozen: then they have no noise in training either, though patients may lose modalities."""
+        self.in_step = False
+        """Whether all patients pass all encoders, absent modalities at weight 0: then row b of every layer is patient b, as
+        gradients by patient want it. The numbers are the same."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -74,12 +79,14 @@ class PathGPTOmic(nn.Module):
         """Training noise is drawn from `generator`; `off` takes out an expert, or a modality: `("pathology", 0)`."""
         n, zeros = len(inputs.cancer_B), inputs.v_BV.new_zeros
         present = self._present(inputs, generator, off)
+        generator = None if self.still else generator
         # Nothing is run for patients who lack a modality, so they give it no gradient.
         features = {m: zeros(n, latent_of(self._branch(m))) for m in self.modalities}
         shares = {group: zeros(n, experts) for group, experts in self.mixtures().items()}
         logits, attention_T = dict(shares), None
         for modality in self.modalities:
-            rows = torch.nonzero(present[modality]).squeeze(1)
+            there_B = present[modality]
+            rows = torch.nonzero(torch.ones_like(there_B) if self.in_step else there_B).squeeze(1)
             if modality == RNA and len(rows):
                 assert self.encoder is not None
                 encoded = self.encoder(inputs.x_BG[rows], inputs.cancer_B[rows], generator, off)
@@ -93,6 +100,10 @@ class PathGPTOmic(nn.Module):
             elif modality == PATHOLOGY and len(rows):
                 z, attention_T = self._pathology(inputs, rows, generator)
                 features[modality] = _scatter(rows, z, n)
+            if self.in_step:
+                features[modality] = features[modality] * there_B[:, None]
+                if modality == RNA:
+                    shares = {group: share_BE * there_B[:, None] for group, share_BE in shares.items()}
         latent = torch.cat(list(features.values()), dim=1)
         branches: dict[str, Tensor] = {}
         if self.joint is None:
@@ -134,7 +145,8 @@ class PathGPTOmic(nn.Module):
         place_B = rows.new_full((len(inputs.cancer_B),), -1)
         place_B[rows] = torch.arange(len(rows), device=rows.device)
         seen = torch.nonzero(place_B[inputs.owner_T] >= 0).squeeze(1)
-        z, a_T = branch(inputs.tiles_TP[seen], place_B[inputs.owner_T[seen]], len(rows), generator)
+        pooled = branch.in_step if self.in_step else branch
+        z, a_T = pooled(inputs.tiles_TP[seen], place_B[inputs.owner_T[seen]], len(rows), generator)
         return z, _scatter(seen, a_T.detach(), len(inputs.owner_T))
 
     def _branch(self, modality: str) -> Branch:

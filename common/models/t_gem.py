@@ -111,10 +111,12 @@ class TGEM(nn.Module):
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
         self.head, self.cancers = head, cancers
         self.activation, self.dropout = activation, dropout
+        self.still = False
+        """Whether the layers are frozen: then they have no noise in training either."""
 
     def forward(self, inputs: Inputs, generator: torch.Generator | None = None, off: Off | None = None) -> ModelOutput:
         """Dropout is drawn from `generator`; without one there is none. `off` takes out a head: `("layer-1", 0)`."""
-        x_BG = inputs.x_BG
+        x_BG, generator = inputs.x_BG, None if self.still else generator
         for n, layer in enumerate(self.attention, start=1):
             o_BHG = layer.look(x_BG).o
             if off is not None and off[0] == f"layer-{n}":

@@ -135,7 +135,10 @@ def test_with_noise_sites_that_keep_small_cells_answer_and_pay(
     assert [x["arrays"].keys() for x in sent if x["kind"] == "evaluate"] == [{"table", "pairs"}] * 4
     ledgers = list((tmp_path / "work").glob("*/ledger.jsonl"))
     assert len(ledgers) == 4
-    assert all(json.loads(line)["epsilon"] == 8.0 for f in ledgers for line in f.read_text().splitlines())
+    for f in ledgers:
+        booked, settled = map(json.loads, f.read_text().splitlines())
+        assert booked["mechanisms"] == [{"kind": "pure", "noise": 8.0, "count": 1, "sample_rate": 1.0}]
+        assert (settled["op"], settled["id"]) == ("settle", booked["id"])
 
 
 def test_without_noise_hospitals_keep_their_tables_and_still_tell_large_groups(

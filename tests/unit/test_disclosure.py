@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oncofed.client.disclosure import shown, spread_cells
-from oncofed.client.ledger import Ledger
 from oncofed.client.noise import geometric
 from oncofed.client.released import ReleasedGroups, tells_of_few
 from oncofed.common.errors import Refusal
@@ -221,12 +219,6 @@ def test_what_is_told_of_few_is_what_some_weights_on_the_tables_make(groups: lis
         assert not tells_of_few(sets, 3)
 
 
-def test_a_ledger_that_cannot_be_read_lets_nothing_out(tmp_path: Path) -> None:
-    (tmp_path / "ledger.jsonl").write_text('{"epsilon": 1.0}\n{"epsi')
-    with pytest.raises(Refusal, match="site Mayo: its ledger"):
-        Ledger(tmp_path / "ledger.jsonl", "Mayo", 8.0).charge("x", 0.1)
-
-
 def test_noise_is_unbiased_has_its_variance_and_goes_below_zero() -> None:
     epsilon = 0.5
     noisy = geometric(np.zeros((40, 1000)), epsilon, 1)
@@ -254,25 +246,3 @@ def test_no_seed_gives_the_noise_again() -> None:
 def test_fractions_get_no_noise_of_whole_numbers() -> None:
     with pytest.raises(ValueError, match="fractions"):
         geometric(np.array([0.5]), 1.0, 1)
-
-
-def test_a_ledger_outlives_its_process_and_refuses_beyond_the_budget(tmp_path: Path) -> None:
-    Ledger(tmp_path / "ledger.jsonl", "Mayo", 2.0).charge("evaluate fold 0", 1.5)
-    again = Ledger(tmp_path / "ledger.jsonl", "Mayo", 2.0)
-    with pytest.raises(Refusal, match=r"epsilon 1, 1\.5 of the budget of 2 is spent"):
-        again.charge("evaluate fold 1", 1.0)
-    assert again.spent == 1.5
-    again.charge("evaluate fold 1", 0.5)
-    assert [json.loads(line)["epsilon"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [1.5, 0.5]
-
-
-def test_two_messages_at_once_do_not_both_take_the_last_of_the_budget(tmp_path: Path) -> None:
-    def charge(_: int) -> bool:
-        try:
-            Ledger(tmp_path / "ledger.jsonl", "Mayo", 3.0).charge("x", 1.0)
-        except Refusal:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(charge, range(16))) == 3

@@ -1,0 +1,212 @@
+"""A site's share of a round under patient-level differential privacy: DP-SGD over its own patients.
+
+The steps are those of client/train.py with three differences: a patient's gradient is clipped and the sum covered by noise; a
+step divides by a number that everyone may know; and what stands behind a block is public, or counted with noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from oncofed.client.batch import CHUNK, Batch
+from oncofed.client.objectives import objective_for
+from oncofed.client.privacy.dp_sgd import PatientGradients, cover
+from oncofed.client.privacy.separable import check_separable
+from oncofed.client.train import optimizer_for, shares_of
+from oncofed.common.blocks import Sum, weigh
+from oncofed.common.modalities import PATHOLOGY
+from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.build import Model, Predictor, get_weights, set_weights, trainable
+from oncofed.common.models.gene_moe import cancer_blocks
+from oncofed.common.models.path_gptomic import PathGPTOmic
+from oncofed.common.noise import SecureNoise
+from oncofed.common.study import TRAIN, Study
+from torch import Tensor
+
+ROUNDED = 10
+"""A site's number of patients is told, and divided by, in multiples of this."""
+
+MADE_UP = 6
+"""Patients of the probe for losses that couple them."""
+
+
+def public_count(patients: int) -> int:
+    """A site's patients as everyone may know them: to the nearest ten, and ten at least."""
+    return max(ROUNDED, ROUNDED * round(patients / ROUNDED))
+
+
+@dataclass(frozen=True)
+class Held:
+    """What everyone knows of a site from its greeting: its cancer types and modalities."""
+
+    cancers: frozenset[int]
+    modalities: frozenset[str]
+
+
+def train_privately(
+    model: Model,
+    weights: Sum,
+    batch: Batch,
+    study: Study,
+    *,
+    round_: int,
+    seed: int,
+    load: Mapping[str, np.ndarray],
+    deviation: float,
+    evidence: np.ndarray,
+    noise: SecureNoise | None = None,
+    probe: bool = True,
+) -> Sum:
+    """The training sum of a round: evidence, and its product with the change of every trained parameter.
+
+    `deviation` is the noise of a step over the clip; `evidence [blocks]` as `public_evidence` or `noised_evidence` gives it.
+    `noise` is made anew when it is left out. Raises `Refusal` on a model or loss whose patients cannot be told apart.
+    """
+    assert not isinstance(model, GeneAutoencoder)
+    noise = noise or SecureNoise()
+    set_weights(model, weights)
+    model.train()
+    if isinstance(model, PathGPTOmic):
+        model.in_step = True
+    t, p = study.training, study.privacy
+    patients = public_count(len(batch))
+    generator = torch.Generator(device=batch.x_BG.device).manual_seed(seed)
+    losses_of = losses_by_patient(model, study, load, generator)
+    if probe:
+        probe_losses(model, batch, study, load)
+    optimizer = optimizer_for(model, study, TRAIN, round_)
+    moving = trainable(model)
+    start = {n: q.detach().clone() for n, q in model.named_parameters() if n in moving} if t.prox_mu else {}
+    try:
+        with PatientGradients.opened(model, p.clip) as gradients:
+            for _ in range(t.local_steps):
+                rows = torch.arange(len(batch)) if p.sample_rate == 1.0 else noise.chosen(len(batch), p.sample_rate)
+                parts = [_part(batch, piece, losses_of) for piece in rows.split(_at_once(study, batch)) if len(piece)]
+                total = cover(gradients.clipped_sum(parts), clip=p.clip, deviation=deviation, noise=noise)
+                for q, sum_ in zip(gradients.parameters, total, strict=True):
+                    q.grad = sum_ / (p.sample_rate * patients)
+                for name, at_start in start.items():
+                    q = model.get_parameter(name)
+                    assert q.grad is not None
+                    q.grad += t.prox_mu * (q.detach() - at_start)
+                optimizer.step()
+                model.zero_grad(set_to_none=True)
+    finally:
+        if isinstance(model, PathGPTOmic):
+            model.in_step = False
+    after = get_weights(model)
+    delta = {name: after[name] - weights[name] for name in after if name in moving}
+    return weigh(delta, evidence, model.blocks())
+
+
+def losses_by_patient(
+    model: Predictor, study: Study, load: Mapping[str, np.ndarray], generator: torch.Generator | None
+) -> Callable[[Batch], Tensor]:
+    """The training loss of each patient of a batch `[B]`: the study's, and the balance of experts against a load held constant."""
+    objective = objective_for(study, TRAIN)
+    device = next(model.parameters()).device
+    load_t = {group: torch.tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
+
+    def losses(batch: Batch) -> Tensor:
+        output = batch.through(model, generator)
+        losses_B = objective.training_losses(output, batch)
+        if study.training.balance and output.logits:
+            losses_B = losses_B + study.training.balance * model.penalty(output, load_t)
+        return losses_B
+
+    return losses
+
+
+def probe_losses(model: Predictor, batch: Batch, study: Study, load: Mapping[str, np.ndarray]) -> None:
+    """Refuse a loss that couples patients, on made-up ones: no one's data are looked at."""
+    if batch.bags is None:
+        made_up = _made_up(batch)
+        losses_of = losses_by_patient(model, study, load, None)
+        check_separable(lambda rows: losses_of(made_up.select(rows)), MADE_UP)
+
+
+def public_evidence(model: Predictor, batch: Batch, held: Held) -> np.ndarray:
+    """The site's rounded patients behind every block, 0 behind those of cancer types and modalities that it is known to lack."""
+    n = float(public_count(len(batch)))
+    lacking = {m for m in batch.has if m not in held.modalities}
+    for c, name in enumerate(model.cancers):
+        blocks = cancer_blocks((name,)) + tuple(cancer_blocks((name,), m)[0] for m in batch.has)
+        if c not in held.cancers:
+            lacking |= set(blocks)
+        lacking |= {cancer_blocks((name,), m)[0] for m in batch.has if m not in held.modalities}
+    blocks_ = model.blocks()
+    return blocks_.vector({name: 0.0 if name in lacking else n for name in blocks_.names})
+
+
+def noised_evidence(
+    model: Predictor, batch: Batch, held: Held, *, deviation: float, least: int, noise: SecureNoise | None = None
+) -> np.ndarray:
+    """Patients behind each block with noise, 0 where that leaves fewer than `least`; the trunk's and what is lacking as public.
+
+    A patient's shares in a mixture sum to 1, she has one cancer type and each modality at most once: so many groups, so many ones in the
+    square of the sensitivity.
+    """
+    public = public_evidence(model, batch, held)
+    with torch.no_grad():
+        model.eval()
+        used = shares_of(model, batch.through(model), batch)
+        model.train()
+    blocks = model.blocks()
+    counted = [name for name in blocks.names if name in used and name != "trunk"]
+    groups = len(model.mixtures()) + 1 + 2 * (len(model.modalities) if isinstance(model, PathGPTOmic) else 0)
+    total = torch.stack([used[name].double() for name in counted])
+    noisy = (noise or SecureNoise()).covered(total, sensitivity=math.sqrt(groups), deviation=deviation)
+    told = {name: float(v) if v >= least else 0.0 for name, v in zip(counted, noisy.tolist(), strict=True)}
+    at = {name: i for i, name in enumerate(blocks.names)}
+    return blocks.vector({n: min(told.get(n, public[at[n]]), public[at[n]]) for n in blocks.names})
+
+
+def _part(batch: Batch, piece: Tensor, losses_of: Callable[[Batch], Tensor]) -> Callable[[Tensor | None], Tensor]:
+    """The losses of some rows of a batch, or of those of them that a call names."""
+    chosen = batch if len(piece) == len(batch) else batch.select(piece.to(batch.cancer_B.device))
+    return lambda rows: losses_of(chosen if rows is None else chosen.select(rows))
+
+
+def _at_once(study: Study, batch: Batch) -> int:
+    """Patients of a part; of tiles, whose norms take the square of their number, a few."""
+    return (
+        min(study.privacy.chunk, CHUNK)
+        if batch.bags is not None and PATHOLOGY in study.modalities
+        else study.privacy.chunk
+    )
+
+
+def _made_up(batch: Batch) -> Batch:
+    """Patients like those of a batch in shape alone."""
+    n, device = MADE_UP, batch.cancer_B.device
+    draw = torch.Generator(device=device).manual_seed(0)
+
+    def normal(like: Tensor | None) -> Tensor | None:
+        return (
+            None if like is None else torch.randn(n, *like.shape[1:], generator=draw, device=device, dtype=like.dtype)
+        )
+
+    def even(like: Tensor) -> Tensor:
+        return torch.rand(n, *like.shape[1:], generator=draw, device=device, dtype=like.dtype)
+
+    on = torch.arange(n, device=device)
+    x, v = normal(batch.x_BG), normal(batch.v_BV)
+    assert x is not None
+    assert v is not None
+    return Batch(
+        x_BG=x,
+        v_BV=v,
+        cancer_B=torch.zeros_like(on),
+        time_B=1.0 + 20.0 * even(batch.time_B),
+        event_B=(on % 2).to(batch.event_B.dtype),
+        exposure_BK=even(batch.exposure_BK),
+        interval_B=torch.zeros_like(on),
+        has={m: torch.ones(n, dtype=torch.bool, device=device) for m in batch.has},
+        image_BP=normal(batch.image_BP),
+        alteration_BA=normal(batch.alteration_BA),
+        width_BK=None if batch.width_BK is None else 1.0 + even(batch.width_BK),
+    )

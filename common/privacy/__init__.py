@@ -1,0 +1,1 @@
+"""Differential privacy: what noisy releases about a patient cost together."""
