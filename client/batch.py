@@ -18,7 +18,7 @@ from oncofed.common.models.build import Predictor
 from oncofed.common.models.gene_moe import Off
 from oncofed.common.models.inputs import Inputs
 from oncofed.common.models.output import ModelOutput, stack_outputs
-from oncofed.common.scaling import Scaling, groups, patient_ranks
+from oncofed.common.scaling import Scaling, groups
 from oncofed.common.survival import TimeGrid
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Lens:
     """How the federation looks at patients: the scale of each table of numbers by modality, of covariates, and the time grid.
 
     Covariates have mean and deviation `[V]`. Tiles of `tile_width` numbers have no scale, they are normalised one by one;
-    a training step sees at most `most_tiles` of a patient. `by_patient` takes ranks within a patient instead of scales.
+    a training step sees at most `most_tiles` of a patient. A `ranked` expression is in ranks already.
     """
 
     scales: Mapping[str, Scaling]
@@ -39,12 +39,12 @@ class Lens:
     grid: TimeGrid
     tile_width: int = 0
     most_tiles: int = 0
-    by_patient: bool = False
+    ranked: bool = False
 
     def inputs(self, cohort: Cohort, modality: str) -> np.ndarray:
         """Scaled numbers `[N, *]` of a modality's table, each patient on the scale of its own group."""
-        if self.by_patient:
-            return patient_ranks(cohort.table(modality))
+        if self.ranked and modality == RNA:
+            return np.nan_to_num(cohort.x_NG)
         scale = self.scales[modality]
         return scale.apply(cohort.table(modality), groups(cohort.cancer, len(scale.mean) > 1))
 

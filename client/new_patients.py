@@ -25,6 +25,7 @@ from oncofed.common.errors import Refusal
 from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA
 from oncofed.common.models.scgpt import fingerprint
 from oncofed.common.saved import SavedModel
+from oncofed.common.scaling import patient_ranks
 from oncofed.common.splits import NEVER
 
 WORDS = {RNA: "expression", PATHOLOGY: "images", ALTERATIONS: "alterations"}
@@ -126,7 +127,9 @@ def _expression(site: SiteFolder, model: SavedModel, patients: pd.Index) -> tupl
                 "in site.toml name the folder that the study used, or move the expression table out to predict from the rest"
             )
         x = embedded(site, model.panel, x, own) if names else np.zeros((0, width), dtype=np.float32)
-    elif missing:
+    elif study.ranked:
+        x = patient_ranks(x)
+    if missing and not study.embeds:
         notes.append(
             f"{missing} of the model's {len(model.panel)} genes are missing: filled with the federation's mean"
         )

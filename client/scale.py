@@ -50,5 +50,4 @@ def lens_of(
 ) -> Lens:
     """The lens of a study whose sites agreed on `beside`."""
     bags = PATHOLOGY in study.modalities and beside.image_kind == "bag"
-    by_patient = study.panel.scale_by == "patient"
-    return Lens(scales, covariates, grid, beside.image_width if bags else 0, study.fusion.tiles, by_patient)
+    return Lens(scales, covariates, grid, beside.image_width if bags else 0, study.fusion.tiles, study.ranked)

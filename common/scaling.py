@@ -116,7 +116,7 @@ class Scaling:
 
 
 def patient_ranks(x_NG: np.ndarray) -> np.ndarray:
-    """Normal scores of each patient's numbers by rank among her own, float32 `[N, G]`; a missing value becomes 0, the middle.
+    """Normal scores of each patient's numbers by rank among her own, float32 `[N, G]`; missing values stay NaN.
 
     Blom's scores of ranks, ties at their mean. Nothing of other patients enters, so nothing of them can leak.
     """
@@ -124,7 +124,7 @@ def patient_ranks(x_NG: np.ndarray) -> np.ndarray:
     rank = rankdata(x, axis=1, nan_policy="omit") if x.size else x
     present = np.sum(~np.isnan(x), axis=1, keepdims=True)
     score = norm.ppf((rank - 0.375) / (present + 0.25))
-    return np.nan_to_num(score, nan=0.0).astype(np.float32)
+    return score.astype(np.float32)
 
 
 def groups(cancer_N: np.ndarray, by_cancer: bool) -> np.ndarray:

@@ -184,6 +184,11 @@ class Study(Section):
         return deal == "independent" or (deal == "auto" and self.privacy.of_patients)
 
     @property
+    def ranked(self) -> bool:
+        """Whether expression enters as ranks among a patient's own genes."""
+        return self.panel.scale_by == "patient" and not self.embeds
+
+    @property
     def embeds(self) -> bool:
         """Whether expression enters as embeddings of a frozen model."""
         return self.multimodal and RNA in self.modalities and self.fusion.rna_encoder == "scgpt"

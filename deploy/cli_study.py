@@ -21,6 +21,34 @@ def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -
     out.print_json(Study.from_toml(file).model_dump_json())
 
 
+@study_cli.command("start")
+def study_start(
+    sites: Annotated[Path, typer.Argument(help="folder of public site folders: no private patient may be in them")],
+    target: Annotated[Path, typer.Option("--out", help="folder for model.safetensors and study.toml")] = Path("start"),
+    features: Annotated[int, typer.Option(min=1, help="principal components that the frozen encoder gives")] = 128,
+    penalty: Annotated[float, typer.Option(min=0, help="of the heads' ridge on the public patients")] = 1.0,
+    epsilon: Annotated[float, typer.Option(min=0.01, help="of the private study: clip, rate and pull follow it")] = 8.0,
+    delta: Annotated[float, typer.Option(min=0, max=1, help="of the private study")] = 1e-5,
+    covariate: Annotated[
+        list[str] | None, typer.Option(help='clinical column, may be repeated: age, "sex=female|male"')
+    ] = None,
+) -> None:
+    """Fit a model on public patients for a private study to start from, and write that study: frozen encoder, heads alone learn."""
+    from oncofed.deploy.public_start import fit_start
+
+    with Console(stderr=True).status("fitting"):
+        model, study = fit_start(
+            sites,
+            target,
+            features=features,
+            penalty=penalty,
+            epsilon=epsilon,
+            delta=delta,
+            covariates=tuple(covariate or ()),
+        )
+    out.print(escape(f"model: {model}\nstudy: {study}"))
+
+
 @study_cli.command("genes")
 def study_genes(
     folder: Annotated[Path, typer.Argument(help="folder of a finished run (runtime.out)")],

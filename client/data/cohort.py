@@ -26,6 +26,7 @@ from oncofed.common.covariates import parse_covariates
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import ALTERATIONS, NO_BESIDE, PATHOLOGY, RNA, Beside
 from oncofed.common.panel import GenePanel
+from oncofed.common.scaling import patient_ranks
 from oncofed.common.splits import deal_alone, deal_folds
 from oncofed.common.study import Study
 
@@ -111,6 +112,7 @@ class CohortKey:
     folds: int
     seed: int
     independent: bool
+    ranked: bool
     multimodal: bool
     sees_images: bool
     images: str
@@ -142,6 +144,7 @@ def cohort_key(
         study.splits.folds,
         study.seed,
         study.independent_folds,
+        study.ranked,
         multimodal,
         PATHOLOGY in study.modalities,
         beside.images,
@@ -179,6 +182,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
     x = np.zeros((0, len(panel)), dtype=np.float32)
     if not key.multimodal or site.find(EXPRESSION) is not None:
         patients, x = expression_of(site, clinical.index, wanted, panel)
+        x = patient_ranks(x) if key.ranked else x
     beside = NOTHING_BESIDE
     if key.multimodal:
         beside = read_beside(

@@ -54,6 +54,12 @@ def _unpaid(study: Study) -> list[str]:
             "mean and spread of genes are sums over patients, and noise that covers them leaves nothing of them; set panel.scale_by = "
             "'patient' (ranks within a patient), or training.start to a public model, whose scale is used"
         )
+    beside = [m for m in study.modalities if m != "rna"] + (["scGPT embeddings"] if study.embeds else [])
+    if not public and beside:
+        out.append(
+            f"mean and spread of {', '.join(beside)} are sums over patients; set training.start to a public model that has them, whose scale is "
+            "used, or leave them out"
+        )
     if not public and study.panel.covariates:
         out.append(
             "panel.covariates are standardised by the patients' mean and spread; set training.start to a public model that has them, "
