@@ -103,10 +103,10 @@ class Session:
             return ()
         of = self.promise.mechanisms
         if kind == wire.STATISTICS and STATISTICS in of:
-            return (of[STATISTICS].repeated(1),)
+            return (dataclasses.replace(of[STATISTICS], count=1),)
         if kind == wire.TRAIN:
-            counted = (of[EVIDENCE].repeated(1),) if self.counts_evidence else ()
-            return (of[TRAINING].repeated(study.training.local_steps), *counted)
+            counted = (dataclasses.replace(of[EVIDENCE], count=1),) if self.counts_evidence else ()
+            return (dataclasses.replace(of[TRAINING], count=study.training.local_steps), *counted)
         return ()
 
     @property
