@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oncofed.client.modulation import Modulation
-from oncofed.client.train import _optimizer, train_locally
+from oncofed.client.train import optimizer_for, train_locally
 from oncofed.common.modalities import PATHOLOGY, RNA
 from oncofed.common.models.build import get_weights
 from oncofed.common.modulation import (
@@ -114,7 +114,7 @@ def test_local_modulation_goes_by_its_own_steps_with_a_memory() -> None:
     model, data = build(s), batch(200)
     with torch.no_grad():
         model.head.risks[RNA].shared.mul_(3)
-    optimizer = _optimizer(model, s, "train", 1)
+    optimizer = optimizer_for(model, s, "train", 1)
     rates = [g["lr"] for g in optimizer.param_groups]
     modulation = Modulation(s, optimizer, None, model.modalities)
     with torch.no_grad():
