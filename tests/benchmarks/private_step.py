@@ -23,6 +23,7 @@ from oncofed.client.privacy.dp_sgd import PatientGradients, cover
 from oncofed.client.privacy.train import losses_by_patient
 from oncofed.client.train import optimizer_for
 from oncofed.common.models.build import Sizes, build_model
+from oncofed.common.models.layers import AttentionExperts, ExpertLayer
 from oncofed.common.noise import SecureNoise
 from oncofed.common.study import TRAIN, Study
 from rich.console import Console
@@ -82,10 +83,19 @@ def step_of(way: str, args: argparse.Namespace) -> Callable[[], None]:
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
+    for name, p in model.named_parameters():  # Opacus counts the parameters of a layer within a layer twice
+        p.requires_grad_("gate.norm" not in name)
     wrapped = GradSampleModule(model, loss_reduction="sum")
+    for layer in model.modules():  # and takes the pairs of patient and expert for the batch
+        if isinstance(layer, ExpertLayer | AttentionExperts):
+            layer.register_forward_pre_hook(lambda m, seen: setattr(m, "max_batch_len", len(seen[0])))
     wrapped.enable_hooks()
     private_optimizer = DPOptimizer(
-        optimizer, noise_multiplier=2.0, max_grad_norm=clip, expected_batch_size=args.batch, loss_reduction="sum"
+        optimizer_for(model, study, TRAIN, 1),
+        noise_multiplier=2.0,
+        max_grad_norm=clip,
+        expected_batch_size=args.batch,
+        loss_reduction="sum",
     )
 
     def hooks() -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def experts() -> None:
                     out = out.index_add(0, rows, gate[rows, i, None] * torch.tanh(linear(x[rows])))
             return out
 
-        calls = [loop, lambda: layer.mix(x, gate, dense=True), lambda: layer.mix(x, gate)]  # noqa: B023
+        calls = [loop, partial(layer.mix, x, gate, dense=True), partial(layer.mix, x, gate)]
         times = _interleaved(calls, repeats=15 if g < 10_000 else 5)
         table.add_row(
             f"experts {e} x {g} -> {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
@@ -138,8 +139,8 @@ def experts() -> None:
             return out
 
         times = _interleaved(
-            [attention_loop, lambda: attention.mix(h, gate4, dense=True), lambda: attention.mix(h, gate4)]
-        )  # noqa: B023
+            [attention_loop, partial(attention.mix, h, gate4, dense=True), partial(attention.mix, h, gate4)]
+        )
         table.add_row(
             f"attention 4 x {d}", str(batch), *(f"{1e3 * t:.1f}" for t in times), f"{times[2] / times[0]:.2f}"
         )
