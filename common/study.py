@@ -181,7 +181,7 @@ class Study(Section):
     def independent_folds(self) -> bool:
         """Whether a patient's fold depends on her name alone."""
         deal = self.splits.deal
-        return deal == "independent" or (deal == "auto" and self.privacy.of_patients)
+        return deal == "independent" or (deal == "auto" and self.privacy.on)
 
     @property
     def ranked(self) -> bool:

@@ -168,7 +168,8 @@ def simulate_command(
     compare: Annotated[
         str,
         typer.Option(
-            help="comma-separated: pooled,local,ridge,cox,fedavg; in classification logistic for ridge, and linear; of several modalities "
+            help="comma-separated: pooled,local,ridge,cox,fedavg; in classification logistic for ridge, and linear; with privacy "
+            "unprotected; of several modalities "
             "also rna,pathology,late,concat,unmodulated"
         ),
     ] = "",
@@ -245,6 +246,35 @@ def robustness_command(
     result = robustness(chosen, sites, wanted, train_hospitals)
     print_robustness(result, out)
     out.print(f"picture: {write_robustness(result, target)}")
+
+
+@cli.command("audit")
+def audit_command(
+    sites: Annotated[Path, typer.Argument(help="folder of site folders")],
+    study: Annotated[Path | None, typer.Option(help="study TOML file; without it, the defaults")] = None,
+    target: Annotated[Path, typer.Option("--out", help="folder for audit.json and the picture")] = Path("audit"),
+    checks: Annotated[
+        str, typer.Option(help="comma-separated: sensitivity, canary, membership, inversion")
+    ] = "sensitivity,canary,membership,inversion",
+    models: Annotated[int, typer.Option(min=8, help="shadow models, with privacy and without")] = 32,
+    site: Annotated[str, typer.Option(help="attack this site's training; without it, all patients as one site")] = "",
+    seed: Annotated[int, typer.Option(help="of halves, canaries and choices; noise has none")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="override a key of the study: -s privacy.epsilon=3")
+    ] = None,
+) -> None:
+    """Attack a study's private training with its own code. Exit code 1 when more shows than is claimed."""
+    from oncofed.common.study import Study
+    from oncofed.deploy.audit.audit import audit
+    from oncofed.deploy.audit.present import print_audit, write_audit
+
+    overrides = _overrides(set_ or [])
+    chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
+    wanted = tuple(part.strip() for part in checks.split(",") if part.strip())
+    result = audit(chosen, sites, wanted, models=models, seed=seed, site=site)
+    print_audit(result, out)
+    out.print(f"picture: {write_audit(result, target)}")
+    raise typer.Exit(0 if result["gate"]["passed"] else 1)
 
 
 @cli.command("demo")

@@ -18,7 +18,7 @@ from oncofed.common.splits import seed_from
 from oncofed.deploy.comparison.intervals import DRAWS, interval
 from sklearn.metrics import roc_auc_score
 
-METHODS: tuple[str, ...] = ("pooled", "local", "logistic", "linear", "fedavg")
+METHODS: tuple[str, ...] = ("pooled", "local", "logistic", "linear", "fedavg", "unprotected")
 
 LEAST = 1e-12
 """A true class is given no less than this probability in the log-loss."""

@@ -26,6 +26,7 @@ from oncofed.deploy.comparison.variants import (
     MULTIMODAL,
     PARTS,
     UNMODULATED,
+    UNPROTECTED,
     VARIANTS,
     Federations,
     check_variant,
@@ -151,7 +152,7 @@ def difference(main: pd.DataFrame, other: pd.DataFrame, seed: int, scoring: Scor
 
 
 def _reference(federations: Federations, method: str) -> pd.DataFrame:
-    study, folds, pool = federations.study, federations.folds, federations.pool()
+    study, folds, pool = open_study(federations.study), federations.folds, federations.pool()
     predict: dict[str, Callable[..., pd.DataFrame]] = {
         "pooled": predict_pooled,
         "local": predict_local,
@@ -167,6 +168,11 @@ def _reference(federations: Federations, method: str) -> pd.DataFrame:
         bar = progress.add_task(method, total=ticks)
         parts = [predict[method](pool, study, fold, lambda: progress.advance(bar)) for fold in folds]
     return pd.concat(parts, ignore_index=True)
+
+
+def open_study(study: Study) -> Study:
+    """The study without its privacy, for who holds all patients in one place; its folds are the same."""
+    return study.changed(**VARIANTS[UNPROTECTED]) if study.privacy.on else study
 
 
 def cost_of(results: dict[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from oncofed.common.files import write_text
 from oncofed.server.report.classes import nouns
+from oncofed.server.report.privacy import read_audit
 from oncofed.server.report.render import render
 from rich import box
 from rich.console import Console
@@ -36,7 +37,7 @@ def write_comparison(comparison: dict[str, Any], out: Path) -> Path:
     numbers, report = out / "comparison.json", out / "report.html"
     write_text(numbers, json.dumps(clean, indent=1))
     try:
-        write_text(report, render(clean))
+        write_text(report, render(clean, read_audit(out)))
     except (
         LookupError,
         TypeError,

@@ -24,8 +24,9 @@ from oncofed.client.train import train_locally
 from oncofed.common.blocks import Sum
 from oncofed.common.modalities import NO_BESIDE, RNA, Beside
 from oncofed.common.models.autoencoder import GeneAutoencoder
-from oncofed.common.models.build import Model, Sizes, build_model, set_weights, transfer
+from oncofed.common.models.build import Model, Sizes, begin_from, build_model, set_weights, transfer
 from oncofed.common.panel import GenePanel
+from oncofed.common.saved import SavedModel
 from oncofed.common.scaling import Scaling, groups, moments, power_moments
 from oncofed.common.splits import deal_folds, seed_from
 from oncofed.common.study import PRETRAIN, TRAIN, Study
@@ -117,13 +118,19 @@ def inner_folds(cohort: Cohort, train: np.ndarray, folds: int, seed: int) -> np.
     return inner
 
 
-def frame_of(study: Study, train: Cohort, cancers: int, beside: Beside = NO_BESIDE) -> Lens:
-    """What the federation's statistics phase makes of its sums, from patients in one place."""
+def frame_of(
+    study: Study, train: Cohort, cancers: int, beside: Beside = NO_BESIDE, start: SavedModel | None = None
+) -> Lens:
+    """What the federation's statistics phase makes of its sums, from patients in one place, or of the model it starts from."""
+    if start is not None:
+        return lens_of(study, beside, start.scales, start.covariates, start.grid)
     count = cancers if study.scale_by_cancer else 1
     group, scales = groups(train.cancer, count > 1), {}
     for m in table_widths(study, beside, train.x_NG.shape[1]):
         scales[m] = Scaling.from_moments(moments(train.table(m), group, count))
-        if study.panel.powers:
+        if study.ranked and m == RNA:
+            scales[m] = Scaling.none(train.x_NG.shape[1])
+        elif study.panel.powers:
             scales[m] = scales[m].with_powers(power_moments(train.table(m), group, scales[m]))
     sums = moments(train.v_NV, np.zeros(len(train), dtype=np.int64), 1)
     scale = covariate_scale({f"covariate_{k}": v[0] for k, v in sums.items()})
@@ -138,7 +145,8 @@ def _train(
     """Scores `[N]` or `[N, classes]` of a whole cohort after training on it: a federation of one site, without the messages."""
     train, cancers = cohort.select(split == "train"), len(pool.cancers)
     device = choose_device(study.runtime.device)
-    lens = frame_of(study, train, cancers, pool.beside)
+    start = SavedModel.read(Path(study.training.start)) if study.training.start else None
+    lens = frame_of(study, train, cancers, pool.beside, start)
     events, exposure = event_table(train.time, train.event, train.cancer, cancers)
     baseline = initial_baseline(study.task.loss, events, exposure, lens.grid).astype(np.float32)
     sizes = Sizes(len(pool.panel), pool.cancers, len(lens.grid), train.v_NV.shape[1], pool.beside)
@@ -151,7 +159,9 @@ def _train(
             continue
         model = build_model(study, sizes, phase=phase, fold=fold).to(device)
         strategy = EvidenceStrategy.of(study.aggregation, model)
-        if "head.log_baseline" in strategy.weights:
+        if start is not None:
+            strategy.weights = begin_from(strategy.weights, start.weights)
+        elif "head.log_baseline" in strategy.weights:
             strategy.weights["head.log_baseline"] = baseline
         if pretrained:
             strategy.weights = transfer(strategy.weights, pretrained)
@@ -180,6 +190,7 @@ def _train(
             )
             if waited >= patience:
                 break
+        strategy.settle()
         pretrained = strategy.weights
         if phase == TRAIN:
             set_weights(model, best if best_loss < np.inf else strategy.weights)

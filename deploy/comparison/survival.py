@@ -16,7 +16,7 @@ from oncofed.common.metrics import bootstrap_concordance, concordance_index, mea
 from oncofed.common.splits import seed_from
 from oncofed.deploy.comparison.intervals import DRAWS, interval
 
-METHODS: tuple[str, ...] = ("pooled", "local", "ridge", "ridge-own", "ridge-powers", "cox", "fedavg")
+METHODS: tuple[str, ...] = ("pooled", "local", "ridge", "ridge-own", "ridge-powers", "cox", "fedavg", "unprotected")
 """cox: of the clinical covariates alone, summed over sites; ridge-own: each cancer's own coefficients beside shared ones; ridge-powers: that, on the federation's scale of genes."""
 
 CURVE_MONTHS = np.arange(0, 121, 3, dtype=np.float64)

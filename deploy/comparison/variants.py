@@ -15,7 +15,7 @@ from oncofed.deploy.comparison.reference import Pool
 from oncofed.deploy.comparison.rescore import predict_again
 from oncofed.deploy.simulate import Engine, SimulatedRun, simulate
 
-FEDAVG, LINEAR = "fedavg", "linear"
+FEDAVG, LINEAR, UNPROTECTED = "fedavg", "linear", "unprotected"
 CONCAT, UNMODULATED, LATE = "concat", "unmodulated", "late"
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "analysis__attention": False,
         "analysis__network_genes": 0,
     },
+    UNPROTECTED: {"privacy__unit": "none", "splits__deal": "independent", "evaluation__epsilon": 0.0},
     RNA: {"fusion__modalities": (RNA,), "fusion__kind": "additive"},
     PATHOLOGY: {  # what concerns expression alone goes with it
         "fusion__modalities": (PATHOLOGY,),
@@ -57,6 +58,8 @@ LEAST_SD = 1e-9
 
 def check_variant(study: Study, method: str, asked: str = "--compare") -> None:
     """Raise `ValueError` with the remedy where `method` is one of several modalities and the study has no such variant."""
+    if method == UNPROTECTED and not study.privacy.on:
+        raise ValueError(f"{asked} {method}: the study promises no privacy; set privacy.unit, or leave it out")
     if method not in MULTIMODAL:
         return
     f = study.fusion
