@@ -162,7 +162,6 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
         batch,
         session.study,
         round_=session.round,
-        seed=seed_from(session.study.seed, session.phase, session.fold, session.round, session.site.name),
         load=part("load/", session.arrays),
         deviation=promise.deviation,
         evidence=evidence,

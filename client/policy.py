@@ -49,6 +49,9 @@ class Policy(BaseModel):
         lt=1,
         description="the delta at which `epsilon_budget` holds; far below one over the site's patients",
     )
+    require_privacy: bool = Field(
+        False, description="answer studies with privacy.unit = 'patient' and analyses with an epsilon alone"
+    )
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
     max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")

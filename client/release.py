@@ -119,6 +119,10 @@ class Door:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
         p = self.policy
+        if p.require_privacy and not plan.epsilon:
+            raise Refusal(
+                f"site {self.site}: the analysis has no epsilon, its policy answers none without (require_privacy); set epsilon"
+            )
         if plan.times == "grid" and plan.grid_months < p.min_grid_months:
             raise Refusal(
                 f"site {self.site}: grid_months = {plan.grid_months:g} is finer than the {p.min_grid_months:g} that its policy wants "
@@ -143,6 +147,11 @@ class Door:
     def admit(self, kind: str, study: Study) -> None:
         """Refuse a request that the site's policy does not allow, before any data are touched."""
         self._admit(kind, study.task.label)
+        if self.policy.require_privacy and not study.privacy.of_patients:
+            raise Refusal(
+                f"site {self.site}: the study promises privacy.unit = '{study.privacy.unit}', its policy answers 'patient' alone "
+                "(require_privacy); set privacy.unit = 'patient'"
+            )
         p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
         if alone and not p.own_model:
             raise Refusal(

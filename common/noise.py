@@ -68,6 +68,11 @@ class SecureNoise:
             part.mul_(unit)
         return out.reshape(total.shape).to(total.device)
 
+    def seed(self) -> int:
+        """A seed that nobody knows, for random numbers that need no secrecy of their own."""
+        self.uniform(1)
+        return int(self._words[0]) & (2**63 - 1)
+
     def chosen(self, count: int, rate: float) -> Tensor:
         """Rows of a Poisson sample: each of `count` by itself with probability `rate`."""
         return torch.nonzero(self.uniform(count) <= rate).squeeze(1)

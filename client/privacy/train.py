@@ -54,7 +54,6 @@ def train_privately(
     study: Study,
     *,
     round_: int,
-    seed: int,
     load: Mapping[str, np.ndarray],
     deviation: float,
     evidence: np.ndarray,
@@ -74,7 +73,9 @@ def train_privately(
         model.in_step = True
     t, p = study.training, study.privacy
     patients = public_count(len(batch))
-    generator = torch.Generator(device=batch.x_BG.device).manual_seed(seed)
+    # Dropout and gate noise are drawn row by row: under a seed that others know, one patient more would move everybody's
+    # draws and so everybody's gradient. Secret draws are alike for all orders of patients.
+    generator = torch.Generator(device=batch.x_BG.device).manual_seed(noise.seed())
     losses_of = losses_by_patient(model, study, load, generator)
     if probe:
         probe_losses(model, batch, study, load)

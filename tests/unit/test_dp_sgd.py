@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oncofed.client.privacy.dp_sgd import PatientGradients, cover
 from oncofed.client.privacy.separable import check_layers, check_separable
+from oncofed.client.privacy.train import train_privately
 from oncofed.common.errors import Refusal
 from oncofed.common.models.branches import TileEncoder
-from oncofed.common.models.build import Predictor
+from oncofed.common.models.build import Predictor, get_weights
 from oncofed.common.models.layers import NoisyTopKGate
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.noise import SecureNoise
@@ -173,6 +175,30 @@ def test_the_model_is_as_it_was_afterwards() -> None:
     with PatientGradients.opened(model, 1.0):
         assert any(m._forward_hooks for m in model.modules())
     assert {n: (dict(m._forward_hooks), dict(m._forward_pre_hooks)) for n, m in model.named_modules()} == before
+
+
+def test_draws_of_dropout_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a public seed one patient more would move the draws, and so the gradients, of all who come after."""
+    study = study_of(
+        "gene_moe",
+        model__dropout=0.5,
+        privacy__unit="patient",
+        panel__scale_by="patient",
+        task__time_edges=(0, 12, 24, 36),
+    )
+    model, batch = model_of(study).float(), patients(N)
+    batch = type(batch)(**{k: _single(v) for k, v in vars(batch).items()})
+    weights = {n: v.copy() for n, v in get_weights(model).items()}
+    load = {g: np.full(n, 1.0 / n) for g, n in model.mixtures().items()}
+    evidence = np.ones(len(model.blocks().names))
+
+    def change() -> np.ndarray:
+        total = train_privately(model, weights, batch, study, round_=1, load=load, deviation=0.0, evidence=evidence)
+        return total["encoder.latent.weight"]
+
+    assert not np.array_equal(change(), change())
+    monkeypatch.setattr(SecureNoise, "seed", lambda self: 7)
+    np.testing.assert_array_equal(change(), change())  # nothing else differs between two rounds
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
