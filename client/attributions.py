@@ -52,7 +52,7 @@ def attribution_sums(model: Predictor, batch: Batch, cancers: int, steps: int) -
         for e in range(model.mixtures()[EXPERT]):
 
             def logit(x_BG: Tensor, cancer_B: Tensor, v_BV: Tensor, e: int = e) -> Tensor:
-                return gate(x_BG, cancer_B, None)[1][:, e]
+                return gate.route(x_BG, cancer_B, None)[1][:, e]
 
             products.append((attribute(logit, batch, steps) * x).sum(0))
         out |= {"gate/product": np.array(products), "gate/squares": np.square(x).sum(0)}

@@ -50,6 +50,8 @@ class EvidenceStrategy:
     removable: dict[str, int]
     trainable: frozenset[str]
     modalities: tuple[str, ...] = ()
+    silent: bool = False
+    """Whether sites do not tell their losses: under privacy."""
     cover: Callable[[Sum], Sum] | None = None
     """Noise of the server on a round's total, where a hospital's presence must not show."""
     first: Sum = field(default_factory=dict)
@@ -88,7 +90,7 @@ class EvidenceStrategy:
         site_evidence: dict[str, np.ndarray] = {}
         for answer in answers:
             try:  # all of an answer is read before any of it is added
-                told = _told(answer)
+                told = _told(answer, silent=self.silent)
                 accumulator.add(answer.arrays, answer.site)
             except ValueError as error:
                 roster.leave_out(answer.site, "train", round_, str(error))
@@ -179,12 +181,12 @@ class EvidenceStrategy:
             self.optimizer.state.setdefault(name, {})[moment] = value
 
 
-def _told(answer: Answer) -> tuple[float, float, float]:
+def _told(answer: Answer, *, silent: bool = False) -> tuple[float, float, float]:
     """Loss (NaN where a site does not tell), patients and seconds of a training answer; raises where one is no number."""
     values = []
     for key in ("loss", "patients", "seconds"):
         value = answer.config.get(key)
-        if key == "loss" and value is None:
+        if key == "loss" and value is None and silent:
             values.append(math.nan)
             continue
         if (
