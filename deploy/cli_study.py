@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: check a study, and read what it found.")
 out = Console()
@@ -47,6 +48,44 @@ def study_start(
             covariates=tuple(covariate or ()),
         )
     out.print(escape(f"model: {model}\nstudy: {study}"))
+
+
+@study_cli.command("privacy")
+def study_privacy(
+    file: Annotated[Path, typer.Argument(help="study TOML file")],
+    sites: Annotated[int, typer.Option(min=1, help="hospitals that will train")],
+    patients: Annotated[int, typer.Option(min=1, help="training patients of all hospitals together")],
+    parameters: Annotated[
+        int | None, typer.Option(min=1, help="numbers that are trained; without it, those of the study's model")
+    ] = None,
+    genes: Annotated[int, typer.Option(min=3, help="of the panel, to count them")] = 1500,
+) -> None:
+    """Before anything runs: the noise that the promise wants, what each part of it costs, and whether it drowns the signal."""
+    from oncofed.common.privacy.accounting import epsilon_of
+    from oncofed.common.privacy.releases import promise_of
+    from oncofed.common.study import Study
+    from oncofed.server.privacy import cost_of, counted, foretold, membership
+
+    study = Study.from_toml(file)
+    if not study.privacy.on:
+        raise ValueError(f"{file}: privacy.unit = 'none' promises nothing; set it to 'patient' or 'hospital'")
+    if study.splits.every_site:
+        study = study.changed(splits__held_out_sites=[f"site {i}" for i in range(sites)])
+    promise, p = promise_of(study), study.privacy
+    table = Table(title=f"Privacy of one {p.unit}: epsilon at delta {p.delta:g}", title_justify="left")
+    table.add_column("what leaves")
+    for column in ("noise", "times", "epsilon"):
+        table.add_column(column, justify="right")
+    for name, m in promise.mechanisms.items():
+        noise = f"epsilon {m.noise:.3g}" if m.kind == "pure" else f"{m.noise:.4g} sensitivities"
+        table.add_row(f"{name} alone", noise, str(m.count), f"{epsilon_of([m], p.delta):.3f}")
+    table.add_row("together", "", "", f"{promise.epsilon:.3f}")
+    out.print(table)
+    out.print(f"promised: {p.epsilon:g}; sigma of a training step: {promise.deviation:.4g} clips of {p.clip:g}")
+    out.print(f"membership: {membership(promise.epsilon, p.delta)['says']}\n")
+    cost = cost_of(study, parameters or counted(study, genes), sites, patients)
+    words = foretold(study, cost, sites, patients)
+    out.print(escape(words[0].upper() + words[1:]), style="yellow" if cost.drowned else "", highlight=False)
 
 
 @study_cli.command("genes")
@@ -91,11 +130,12 @@ def study_report(folder: Annotated[Path, typer.Argument(help="folder of a finish
     import json
 
     from oncofed.common.files import write_text
+    from oncofed.server.report.privacy import read_audit
     from oncofed.server.report.render import render
 
     file = folder / "results.json"
     if not file.exists():
         raise ValueError(f"{file}: no results of a run; name the folder that was its runtime.out")
     report = folder / "report.html"
-    write_text(report, render({"results": json.loads(file.read_text())}))
+    write_text(report, render({"results": json.loads(file.read_text())}, read_audit(folder)))
     out.print(f"report: {report}")

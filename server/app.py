@@ -31,6 +31,7 @@ from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
 from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
+from oncofed.server.privacy import statement
 from oncofed.server.roster import Roster
 
 app = ServerApp()
@@ -93,6 +94,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
 
         for fold in folds:
             results["folds"].append(FoldRun(study, roster, panel, cancers, fold, out, beside, start).run(advance))
+            if study.privacy.on:  # after every fold: what has left has left, whatever comes of the next
+                results["privacy"] = statement(study, results)
             progress.update(bar, completed=len(results["folds"]) * rounds)
             write_text(out / "results.json", json.dumps(results, indent=1))
     tables = load_tables(out, results["folds"])

@@ -60,6 +60,7 @@ class FoldRun:
         result["devices"] = dict(sorted(rounds.devices.items()))
         result["blocks"] = list(strategy.blocks.names)
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
+        result["site_rounds"] = dict(sorted(rounds.site_rounds.items()))
         private = self.study.privacy.on
         if private and self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon:
             list(
@@ -93,6 +94,7 @@ class FoldRun:
             "bytes_to_sites": self.roster.sent - sent,
             "bytes_from_sites": self.roster.received - received,
             "parameters": int(sum(v.size for v in strategy.weights.values())),
+            "trained": int(sum(strategy.weights[name].size for name in strategy.trainable)),
         }
         if self.study.analysis.cross_site and self.fold != ALL_PATIENTS:
             crossed = CrossSite(rounds, lambda alone: self._train(alone, frame, baseline, lambda _: None, None)[0])
@@ -132,7 +134,7 @@ class FoldRun:
         model = build_model(self.study, sizes, phase=phase, fold=self.fold)
         strategy = EvidenceStrategy.of(inquiry.aggregation, model)
         if self.study.privacy.on:  # what sites saw of the modalities is not told
-            strategy.modalities = ()
+            strategy.modalities, strategy.silent = (), True
         if self.start is not None and phase == TRAIN:
             strategy.weights = begin_from(strategy.weights, self.start.weights)
         if baseline is not None and "head.log_baseline" in strategy.weights:

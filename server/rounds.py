@@ -37,7 +37,7 @@ AUROC_ERROR = 0.005
 class Rounds:
     """One phase of one fold; without `out` it leaves no checkpoint and begins anew.
 
-    `site_evidence` sums over the rounds what each site said stands behind each block.
+    `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers.
     """
 
     inquiry: Inquiry
@@ -49,6 +49,7 @@ class Rounds:
     seconds_at_sites: float = 0.0
     devices: dict[str, str] = field(default_factory=dict)
     site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
+    site_rounds: dict[str, int] = field(default_factory=dict)
     best: Sum = field(default_factory=dict)
 
     def run(self, advance: Callable[[str], None], rounds: int = 0) -> None:
@@ -84,6 +85,7 @@ class Rounds:
         self.devices |= summary.devices
         for site, evidence in summary.site_evidence.items():
             self.site_evidence[site] = self.site_evidence.get(site, np.zeros(len(evidence))) + evidence
+            self.site_rounds[site] = self.site_rounds.get(site, 0) + 1
         self.curve.append(
             {
                 "round": round_,
@@ -177,7 +179,7 @@ class Rounds:
             return
         arrays = self.strategy.state() | under("frame/", self.frame.arrays) | under("best/", self.best)
         arrays |= under("site_evidence/", self.site_evidence)
-        about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts)}
+        about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts), "site_rounds": self.site_rounds}
         save_arrays(self._file, arrays, self._about() | about)
 
     def resume(self) -> None:
@@ -194,6 +196,8 @@ class Rounds:
         self.strategy.restore(state)
         self.best, self.site_evidence = part("best/", state), part("site_evidence/", state)
         self.curve = list(about["curve"])
+        # a checkpoint that does not say it: as often as can be
+        self.site_rounds = dict(about.get("site_rounds") or dict.fromkeys(self.site_evidence, len(self.curve)))
         log.info("fold %d: %s resumes after round %d", self.inquiry.fold, self.phase, len(self.curve))
 
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from oncofed.server import analysis
-from oncofed.server.report import classes, cross_site, curves, evaluation, genes, heat, modalities, network, pictures
+from oncofed.server.report import (
+    classes,
+    cross_site,
+    curves,
+    evaluation,
+    genes,
+    heat,
+    modalities,
+    network,
+    pictures,
+    privacy,
+)
 from oncofed.server.report.pages import page
 
 
-def render(comparison: dict[str, Any]) -> str:
-    """The report of a comparison (`deploy.compare.compare`) or, with only `results` in it, of a study run for real."""
+def render(comparison: dict[str, Any], audit: Mapping[str, Any] | None = None) -> str:
+    """The report of a comparison (`deploy.compare.compare`) or, with only `results` in it, of a study run for real.
+
+    `audit` is what `oncofed audit` measured of the study's privacy.
+    """
     results = comparison["results"]
     folds = [f for f in results["folds"] if f["fold"] >= 0]
     sections = _experts(folds[0], results["cancers"]) if folds else {}
@@ -36,6 +51,7 @@ def render(comparison: dict[str, Any]) -> str:
     if crossed:
         sections["cross_site"] = cross_site.every_model(crossed)
     sections |= evaluation.sections(results) | genes.sections(results, folds) | network.sections(results)
+    sections |= privacy.sections(results, audit)
     return page(
         "report.html",
         sections,
@@ -51,6 +67,7 @@ def render(comparison: dict[str, Any]) -> str:
         enough=cross_site.ENOUGH,
         sites_left_out=evaluation.left_out(results.get("evaluation", {}).get("by_site", [])),
         measured=measured,
+        privacy=privacy.view(results, audit),
         crossed=crossed,
         apart=apart,
         one=one,
