@@ -101,6 +101,6 @@ class Inquiry:
 def greeting(study: Study) -> wire.Config:
     """The study as a site needs it: without the coordinator's own paths."""
     own = {"runtime": {"out"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
-    told = study.model_dump(mode="json", exclude=own)  # type: ignore[arg-type]
+    told = study.model_dump(mode="json", exclude=own)
     told["training"]["start"] = Path(study.training.start).name
     return {"study_json": json.dumps(told)}

@@ -110,8 +110,8 @@ class EvidenceStrategy:
         by_block = self.take(total if self.cover is None else self.cover(total))
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
-        told = bool(np.isfinite(rows[:, 0]).all())  # under privacy sites do not tell
-        loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum()) if told else None
+        known = bool(np.isfinite(rows[:, 0]).all())  # under privacy sites do not tell
+        loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum()) if known else None
         seconds, branches = float(rows[:, 2].sum()), contributions(self.branches, self.modalities)
         return RoundSummary(round_, loss, by_block, sorted(losses), seconds, devices, site_evidence, branches)
 

@@ -103,7 +103,7 @@ def attention_gradients(layer: AttentionExperts, seen: Seen, grad_3ND: Tensor) -
     at = patient_N, expert_N, len(h_BD), len(layer.query)
     h_ND = h_BD[patient_N]
     parts = zip((layer.query, layer.key, layer.value), grad_3ND.unbind(0), strict=True)
-    return _trained({p: _at_pairs(h_ND[:, :, None] * g[:, None], *at) for p, g in parts})  # type: ignore[arg-type]
+    return _trained({p: _at_pairs(h_ND[:, :, None] * g[:, None], *at) for p, g in parts})
 
 
 # -- gate and heads ----------------------------------------------------------------------------------------------------

@@ -145,8 +145,10 @@ class PathGPTOmic(nn.Module):
         place_B = rows.new_full((len(inputs.cancer_B),), -1)
         place_B[rows] = torch.arange(len(rows), device=rows.device)
         seen = torch.nonzero(place_B[inputs.owner_T] >= 0).squeeze(1)
-        pooled = branch.in_step if self.in_step else branch
-        z, a_T = pooled(inputs.tiles_TP[seen], place_B[inputs.owner_T[seen]], len(rows), generator)
+        assert isinstance(branch, TileEncoder)
+        z, a_T = (branch.in_step if self.in_step else branch)(
+            inputs.tiles_TP[seen], place_B[inputs.owner_T[seen]], len(rows), generator
+        )
         return z, _scatter(seen, a_T.detach(), len(inputs.owner_T))
 
     def _branch(self, modality: str) -> Branch:
