@@ -1,0 +1,209 @@
+"""What an audit attacks: a study's training patients, its model at the first round and its promise, as the product has them.
+
+Sites are greeted and asked for their statistics through the federation's own messages, so the frame, the panel and the first
+weights are the study's. Only a researcher who holds every site's folder can go on: the patients are then put in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from oncofed.client.app import app as client_app
+from oncofed.client.batch import CHUNK, Batch
+from oncofed.client.data.cohort import Cohort
+from oncofed.client.data.site import list_sites
+from oncofed.client.device import choose_device
+from oncofed.client.privacy.train import Held, public_evidence, train_privately
+from oncofed.client.scale import lens_of
+from oncofed.common.blocks import Sum
+from oncofed.common.covariates import input_names
+from oncofed.common.modalities import MODALITIES, PATHOLOGY
+from oncofed.common.models.autoencoder import GeneAutoencoder
+from oncofed.common.models.build import Predictor, Sizes, begin_from, build_model, get_weights
+from oncofed.common.models.gene_moe import Encoder, GeneMOE
+from oncofed.common.models.output import ModelOutput
+from oncofed.common.noise import SecureNoise
+from oncofed.common.privacy.accounting import epsilon_of
+from oncofed.common.privacy.releases import TRAINING, Promise, promise_of
+from oncofed.common.saved import SavedModel
+from oncofed.common.scaling import Scaling
+from oncofed.common.study import TRAIN, Study
+from oncofed.common.tables import scale_prefix, table_widths
+from oncofed.deploy.comparison.reference import Pool
+from oncofed.deploy.engine import InProcessGrid
+from oncofed.deploy.simulate import check_names
+from oncofed.server.app import agree, agree_with
+from oncofed.server.inquiry import Inquiry, greeting
+from oncofed.server.roster import Roster
+from oncofed.server.statistics import gather_statistics
+from oncofed.server.strategy import EvidenceStrategy
+from torch import Tensor
+
+Share = Callable[[int, Sum, Mapping[str, np.ndarray]], Sum]
+"""A site's training sum from the round, the weights and the experts' load."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A study about to train: `weights` are the first ones, `batch` the training patients of `fold` at `sites` together."""
+
+    study: Study
+    model: Predictor
+    weights: Sum
+    batch: Batch
+    held: Held
+    promise: Promise
+    sites: tuple[str, ...]
+    fold: int
+
+    @property
+    def steps(self) -> int:
+        """Private steps of the fold."""
+        return self.study.training.rounds * self.study.training.local_steps
+
+    def epsilon(self, steps: int) -> float:
+        """What so many training steps cost by the study's own account, at its delta."""
+        one = self.promise.mechanisms[TRAINING]
+        return epsilon_of([replace(one, count=steps)], self.promise.delta)
+
+    @property
+    def at_once(self) -> int:
+        """Patients of a part of a step, as in client/privacy/train.py: of tiles a few."""
+        chunk = self.study.privacy.chunk
+        return min(chunk, CHUNK) if self.batch.bags is not None and PATHOLOGY in self.study.modalities else chunk
+
+    def shortened(self, most: int) -> Setting:
+        """The same study with `most` steps at most; noise and clip stay those of the whole."""
+        local = min(self.study.training.local_steps, most)
+        rounds = max(1, min(self.study.training.rounds, most // local))
+        training = self.study.training.model_copy(update={"rounds": rounds, "local_steps": local})
+        return replace(self, study=self.study.model_copy(update={"training": training}))
+
+    def train(self, share: Share) -> Sum:
+        """The weights after the study's rounds, in a federation of one site whose sums `share` gives."""
+        strategy = EvidenceStrategy.of(self.study.aggregation, self.model)
+        strategy.weights, strategy.modalities = dict(self.weights), ()
+        for round_ in range(1, self.study.training.rounds + 1):
+            strategy.take(share(round_, strategy.weights, strategy.load))
+        strategy.settle()
+        return strategy.weights
+
+    def private_share(self, batch: Batch, noise: SecureNoise | None = None) -> Share:
+        """Rounds of the product's private training on `batch`; nothing in it has a seed."""
+
+        def share(round_: int, weights: Sum, load: Mapping[str, np.ndarray]) -> Sum:
+            return train_privately(
+                self.model,
+                weights,
+                batch,
+                self.study,
+                round_=round_,
+                load=load,
+                deviation=self.promise.deviation,
+                evidence=public_evidence(self.model, batch, self.held),
+                noise=noise,
+                probe=round_ == 1,
+            )
+
+        return share
+
+    @property
+    def load(self) -> dict[str, np.ndarray]:
+        """The experts' load in the first round: equal."""
+        return {group: np.full(n, 1.0 / n) for group, n in self.model.mixtures().items()}
+
+
+def open_setting(sites: Path, study: Study, site: str = "") -> Setting:
+    """The study over the site folders below `sites`, its patients pooled, or those of one `site`.
+
+    Raises `ValueError` where the study promises nothing of patients, or no site goes by that name.
+    """
+    if not study.privacy.of_patients:
+        raise ValueError(
+            f"privacy.unit = '{study.privacy.unit}': an audit attacks what is promised of a patient; set privacy.unit = 'patient'"
+        )
+    if study.runtime.threads:
+        torch.set_num_threads(study.runtime.threads)
+    folders = list_sites(sites)
+    check_names(folders)
+    nodes: list[dict[str, bool | int | float | str]] = [
+        {"partition-id": i, "num-partitions": len(folders)} for i in range(len(folders))
+    ]
+    grid = InProcessGrid(client_app, nodes, {"sites": str(sites.resolve())})
+    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+    roster.gather(min(study.aggregation.min_sites, len(folders)), greeting(study))
+    if study.splits.every_site:
+        study = study.changed(splits__held_out_sites=roster.sites)
+    if site and site not in roster.sites:
+        raise ValueError(f"--site {site}: not in the federation; its sites are {', '.join(roster.sites)}")
+    start = SavedModel.read(Path(study.training.start)) if study.training.start else None
+    cancers, panel, beside = agree(study, roster) if start is None else agree_with(start, study, roster)
+    fold = study.splits.only[0] if study.splits.only else 0
+    frame, baseline, _ = gather_statistics(Inquiry(study, roster, panel, cancers, fold, beside), start)
+    device = choose_device(study.runtime.device)
+    widths = table_widths(study, beside, len(panel))
+    scales = {m: Scaling.of(frame.arrays, scale_prefix(m)) for m in widths}
+    covariates = frame.arrays["covariate_mean"], frame.arrays["covariate_sd"]
+    lens = lens_of(study, beside, scales, covariates, frame.grid)
+    sizes = Sizes(len(panel), cancers, len(frame.grid), len(input_names(study.panel.covariates)), beside)
+    model = build_model(study, sizes, phase=TRAIN, fold=fold).to(device)
+    assert not isinstance(model, GeneAutoencoder)
+    weights: Sum = {name: np.array(value) for name, value in get_weights(model).items()}
+    if start is not None:
+        weights = begin_from(weights, start.weights)
+    if baseline is not None and "head.log_baseline" in weights:
+        weights["head.log_baseline"] = baseline
+    pool = Pool.open(sites, study, panel, cancers, {site} if site else set(roster.sites), beside)
+    cohort = pool.all.select(pool.split(study, fold) == "train")
+    if not len(cohort):
+        raise ValueError(f"{site or 'the sites'}: no training patient in fold {fold}; name another site or fold")
+    batch = Batch.of(cohort, lens, device)
+    return Setting(study, model, weights, batch, _held(cohort), promise_of(study), tuple(pool.cohorts), fold)
+
+
+def _held(cohort: Cohort) -> Held:
+    cancers = frozenset(int(c) for c in np.unique(cohort.cancer))
+    return Held(cancers, frozenset(m for m in MODALITIES if cohort.has(m).any()))
+
+
+class _Remembered(Encoder):
+    """Stands in for a frozen encoder whose patients come as its features already: it has no parameters and no experts."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        torch.nn.Module.__init__(self)
+        self.settings = encoder.settings
+
+    def forward(
+        self, x_BG: Tensor, cancer_B: Tensor, generator: torch.Generator | None = None, off: object = None
+    ) -> ModelOutput:
+        return ModelOutput(score=x_BG, latent=x_BG)
+
+    def mixtures(self) -> dict[str, int]:
+        return {}
+
+    def removable(self) -> dict[str, int]:
+        return {}
+
+
+def remembered(setting: Setting) -> Setting:
+    """The same training where a frozen Gene-MOE encoder has seen every patient once: many models of one head are wanted.
+
+    The balance of experts goes, which moves nothing in a head. Other models are returned as they are.
+    """
+    model = setting.model
+    if not isinstance(model, GeneMOE) or not model.still:
+        return setting
+    batch, parts = setting.batch, []
+    model.load_state_dict({n: torch.from_numpy(v) for n, v in setting.weights.items()})
+    with torch.no_grad():
+        for rows in torch.arange(len(batch), device=batch.cancer_B.device).split(setting.study.privacy.chunk):
+            part = batch.select(rows)
+            parts.append(model.encoder(part.x_BG, part.cancer_B).score)
+    head = GeneMOE(_Remembered(model.encoder), model.head, model.cancers)
+    head.still = True
+    weights = {n: v for n, v in setting.weights.items() if n.startswith("head.")}
+    return replace(setting, model=head, weights=weights, batch=replace(batch, x_BG=torch.cat(parts)))
