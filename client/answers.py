@@ -102,10 +102,12 @@ def train(session: Session) -> Answer:
         cohort = cohort.select(cohort.has(RNA))
         if not len(cohort):
             raise Refusal(f"site {session.site.name}: no patient with expression, so it takes no part in pre-training")
-    model, batch = session.model, _of_enough(session, session.batch(cohort))
+    # noise covers few patients as well as many, and a bound on their number would show by one of them
+    whole, private = session.batch(cohort), session.study.privacy.of_patients
+    model, batch = session.model, whole if private else _of_enough(session, whole)
     if session.round <= 1:
         log.info("%s: trains %d patients on %s", session.site.name, len(cohort), session.device_name)
-    if session.study.privacy.of_patients:
+    if private:
         return _train_privately(session, batch)
     seed = seed_from(session.study.seed, session.phase, session.fold, session.round, session.site.name)
     begin = time.perf_counter()

@@ -37,7 +37,7 @@ class Bags:
             paths = slide_paths(text)
             if not paths:
                 continue
-            rng = None if seed is None else np.random.default_rng(seed_from(seed, row))
+            rng = None if seed is None else np.random.default_rng(seed_from(seed, text))
             bag = load_bag(paths, self.most if rng is not None else 0, rng)
             parts.append(bag)
             owner += [row] * len(bag)

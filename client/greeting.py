@@ -27,6 +27,8 @@ def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = DEFAULT) 
     if study.task.label != "cancer_type":
         # a column may hold anything: what few patients have is not told, unless the study names it
         held = held[(held >= policy.min_patients) | held.index.isin(study.task.classes)]
+    elif site.description.cancer_types:  # then one patient more or less of a rare type does not show
+        return {"cancers": sorted(site.description.cancer_types), **_holdings(site, work, study)}
     return {"cancers": sorted(held.index.tolist()), **_holdings(site, work, study)}
 
 

@@ -16,7 +16,9 @@ import torch
 from flwr.app import RecordDict
 from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
-from oncofed.client.data.site import SiteFolder
+from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
+from oncofed.client.data.site import EXPRESSION, SiteFolder
+from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet
 from oncofed.client.policy import Policy
@@ -29,7 +31,7 @@ from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
-from oncofed.common.modalities import MODALITIES, Beside
+from oncofed.common.modalities import ALTERATIONS, PATHOLOGY, RNA, Beside
 from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.accounting import Mechanism
@@ -235,9 +237,18 @@ class Session:
 
     @property
     def held(self) -> Held:
-        """What everyone knows of the site from its greeting."""
-        cancers = frozenset(int(c) for c in np.unique(self.cohort.cancer))
-        return Held(cancers, frozenset(m for m in MODALITIES if self.cohort.has(m).any()))
+        """What everyone knows of the site from its greeting: cancer types, and modalities by the files that are there."""
+        told = self.site.description.cancer_types if self.study.task.label == "cancer_type" else ()
+        cancers = (
+            {self.cancers.index(c) for c in told if c in self.cancers} if told else set(np.unique(self.cohort.cancer))
+        )
+        images = self.site.find(PATHOLOGY_FILES) is not None or (self.site.path / self.site.description.slides).is_dir()
+        files = {
+            RNA: self.site.find(EXPRESSION) is not None,
+            PATHOLOGY: images,
+            ALTERATIONS: self.site.find(ALTERATION_FILES) is not None,
+        }
+        return Held(frozenset(int(c) for c in cancers), frozenset(m for m, there in files.items() if there))
 
     def training_cohort(self) -> Cohort:
         chosen = self.cohort.select(self.split == "train")

@@ -42,6 +42,10 @@ class SiteDescription(BaseModel):
     extra_cancer_types: tuple[str, ...] = Field(
         (), description="codes beside the TCGA ones that this site uses on purpose"
     )
+    cancer_types: tuple[str, ...] = Field(
+        (),
+        description="types that this site treats, as everyone may know; left out, the greeting names those of its patients",
+    )
     slides: str = Field(
         SLIDES, description="folder of slide features, one file a slide; relative to the site's or absolute"
     )

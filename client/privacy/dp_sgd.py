@@ -8,6 +8,7 @@ first pass, which nobody needs. A batch is taken in parts, which changes memory 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,12 @@ from typing import Any
 import torch
 from oncofed.client.privacy.separable import check_layers, own_parameters, refuse_keywords
 from oncofed.common.errors import Refusal
-from oncofed.common.noise import SecureNoise
+from oncofed.common.noise import LEVELS, SecureNoise
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping as Ghost
 from torch import Tensor, nn
 
-SLACK = 1e-6
-"""Below the clip, for what rounding adds."""
+SLACK = 1e-5
+"""Below the clip, for what rounding of norms in single precision adds."""
 
 Call = tuple[nn.Module, list[Tensor], Tensor]
 """A layer with parameters, what went in, and what came out."""
@@ -32,6 +33,10 @@ class PatientGradients:
     def __init__(self, model: nn.Module, clip: float) -> None:
         self.model, self.clip = model, clip
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # the sum is laid on the noise's lattice as a whole, which may move each of its numbers by a step more
+        steps = math.sqrt(sum(p.numel() for p in self.parameters)) / LEVELS
+        self.bound = clip * (1.0 - SLACK - 2.0 * steps)
+        """The norm that gradients are really cut to, so that rounding stays within `clip`."""
         self._calls: list[Call] = []
         self._recording = False
 
@@ -91,13 +96,12 @@ class PatientGradients:
         total = [torch.zeros_like(p) for p in self.parameters]
         for part in parts:
             norm_B, losses_B = self.norms(lambda part=part: part(None))  # type: ignore[misc]
-            finite = torch.isfinite(norm_B)
-            if not finite.all():
-                rows = torch.nonzero(finite).squeeze(1)
+            rows = torch.nonzero(torch.isfinite(norm_B)).squeeze(1)
+            if len(rows) < len(norm_B):  # a loss is a function of its patient alone, so the others stay as they were
                 if not len(rows):
                     continue
                 norm_B, losses_B = self.norms(lambda part=part, rows=rows: part(rows))  # type: ignore[misc]
-            factor_B = (self.clip * (1.0 - SLACK) / norm_B.clamp(min=1e-30)).clamp(max=1.0)
+            factor_B = (self.bound / norm_B.clamp(min=1e-30)).clamp(max=1.0)
             (factor_B * losses_B).sum().backward()
             self._check_seen()
             for sum_, p in zip(total, self.parameters, strict=True):

@@ -73,10 +73,6 @@ def train_privately(
         model.in_step = True
     t, p = study.training, study.privacy
     patients = public_count(len(batch))
-    # Dropout and gate noise are drawn row by row: under a seed that others know, one patient more would move everybody's
-    # draws and so everybody's gradient. Secret draws are alike for all orders of patients.
-    generator = torch.Generator(device=batch.x_BG.device).manual_seed(noise.seed())
-    losses_of = losses_by_patient(model, study, load, generator)
     if probe:
         probe_losses(model, batch, study, load)
     optimizer = optimizer_for(model, study, TRAIN, round_)
@@ -85,6 +81,7 @@ def train_privately(
     try:
         with PatientGradients.opened(model, p.clip) as gradients:
             for _ in range(t.local_steps):
+                losses_of = losses_by_patient(model, study, load, noise.seed())
                 rows = torch.arange(len(batch)) if p.sample_rate == 1.0 else noise.chosen(len(batch), p.sample_rate)
                 parts = [_part(batch, piece, losses_of) for piece in rows.split(_at_once(study, batch)) if len(piece)]
                 total = cover(gradients.clipped_sum(parts), clip=p.clip, deviation=deviation, noise=noise)
@@ -105,15 +102,20 @@ def train_privately(
 
 
 def losses_by_patient(
-    model: Predictor, study: Study, load: Mapping[str, np.ndarray], generator: torch.Generator | None
+    model: Predictor, study: Study, load: Mapping[str, np.ndarray], tiles: int | None = None
 ) -> Callable[[Batch], Tensor]:
-    """The training loss of each patient of a batch `[B]`: the study's, and the balance of experts against a load held constant."""
+    """The training loss of each patient of a batch `[B]`: the study's, and the balance of experts against a load held constant.
+
+    Without dropout and gate noise: drawn row by row they would change for everybody when one patient comes or is left out, and
+    the noise on the gradient does their work. `tiles` is a seed for the part of a slide that is seen, by slide.
+    """
     objective = objective_for(study, TRAIN)
     device = next(model.parameters()).device
     load_t = {group: torch.tensor(value, dtype=torch.float32, device=device) for group, value in load.items()}
 
     def losses(batch: Batch) -> Tensor:
-        output = batch.through(model, generator)
+        seen = None if tiles is None else torch.Generator().manual_seed(tiles)
+        output = model(batch.inputs(seen), None)
         losses_B = objective.training_losses(output, batch)
         if study.training.balance and output.logits:
             losses_B = losses_B + study.training.balance * model.penalty(output, load_t)
@@ -126,7 +128,7 @@ def probe_losses(model: Predictor, batch: Batch, study: Study, load: Mapping[str
     """Refuse a loss that couples patients, on made-up ones: no one's data are looked at."""
     if batch.bags is None:
         made_up = _made_up(batch)
-        losses_of = losses_by_patient(model, study, load, None)
+        losses_of = losses_by_patient(model, study, load)
         check_separable(lambda rows: losses_of(made_up.select(rows)), MADE_UP)
 
 

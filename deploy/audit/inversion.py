@@ -120,7 +120,7 @@ def gradient_of(setting: Setting, batch: Batch, *, protected: bool) -> Gradient:
     The noise is that of the mean of all the fold's steps.
     """
     model, study = setting.model, setting.study
-    losses_of = losses_by_patient(model, study, setting.load, None)
+    losses_of = losses_by_patient(model, study, setting.load)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if isinstance(model, PathGPTOmic):
         model.in_step = True

@@ -124,8 +124,7 @@ def plain_share(setting: Setting, batch: Batch, seed: int) -> Share:
     def share(round_: int, weights: Sum, load: Mapping[str, np.ndarray]) -> Sum:
         set_weights(model, weights)
         model.train()
-        generator = torch.Generator(device=batch.cancer_B.device).manual_seed(seed_from(seed, "audit", round_))
-        losses_of = losses_by_patient(model, study, load, generator)
+        losses_of = losses_by_patient(model, study, load, seed_from(seed, "audit", round_))
         optimizer, moving = optimizer_for(model, study, TRAIN, round_), trainable(model)
         for _ in range(t.local_steps):
             optimizer.zero_grad(set_to_none=True)

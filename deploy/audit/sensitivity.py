@@ -40,7 +40,7 @@ LossesOf = Callable[[Predictor, Study, Mapping[str, np.ndarray]], Losses]
 
 
 def _product_losses(model: Predictor, study: Study, load: Mapping[str, np.ndarray]) -> Losses:
-    return losses_by_patient(model, study, load, None)
+    return losses_by_patient(model, study, load)
 
 
 def measure_sensitivity(setting: Setting, seed: int, losses: LossesOf = _product_losses) -> dict[str, Any]:

@@ -52,9 +52,9 @@ def step_of(way: str, args: argparse.Namespace) -> Callable[[], None]:
     """One optimiser step of a way."""
     study = Study().changed(model__size=args.size, task__time_edges=(0, 12, 24, 36, 60))
     model = build_model(study, Sizes(args.genes, CANCERS, INTERVALS)).train()
-    batch, generator, clip = batch_of(args.batch, args.genes), torch.Generator().manual_seed(0), 1.0
+    batch, clip = batch_of(args.batch, args.genes), 1.0
     load = {group: np.full(n, 1.0 / n) for group, n in model.mixtures().items()}
-    losses_of = losses_by_patient(model, study, load, generator)  # type: ignore[arg-type]
+    losses_of = losses_by_patient(model, study, load)  # type: ignore[arg-type]
     optimizer, noise = optimizer_for(model, study, TRAIN, 1), SecureNoise()
     if way == "start":
         return lambda: None
