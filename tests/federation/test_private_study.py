@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import Message
+from oncofed.client import answers
 from oncofed.client.app import app as client_app
 from oncofed.client.data.site import list_sites
 from oncofed.client.privacy.ledger import Ledger
@@ -358,8 +360,6 @@ def test_the_public_model_predicts_the_public_patients(start: tuple[Path, Study]
     values = []
     for folder in list_sites(consortium):
         p = predict(start[0], folder)
-        import pandas as pd
-
         clinical = next(folder.glob("clinical.*"))
         table = (pd.read_csv(clinical) if clinical.suffix == ".csv" else pd.read_parquet(clinical)).set_index("patient")
         rows = table.loc[p.cohort.patient]
@@ -440,3 +440,63 @@ def test_epsilon_of_what_a_ledger_holds_is_that_of_the_mechanisms(hospitals: Hos
     (statement,) = hospitals.ledger().studies()
     parts = [m for ms in statement.mechanisms.values() for m in ms]
     assert epsilon_of(parts, 1e-5) == pytest.approx(statement.epsilon)
+
+
+# -- several modalities ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fused(consortium: Path, tmp_path: Path, small_study: Make) -> tuple[Hospitals, Study]:
+    """Hospitals, one with images of nine patients alone, and a private study that starts from a model of both modalities."""
+    public = small_study(
+        model__name="path_gptomic", fusion__modulation="none", splits__refit=True, runtime__out=str(tmp_path / "public")
+    )
+    simulate(public, consortium)
+    hospitals = Hospitals(consortium, tmp_path / "hospitals")
+    first = hospitals.folders[0]
+    images = next(first.glob("pathology.*"))
+    table = pd.read_parquet(images) if images.suffix == ".parquet" else pd.read_csv(images, index_col=0)
+    few = table.iloc[:9]
+    few.to_parquet(images) if images.suffix == ".parquet" else few.to_csv(images)
+    private = public.changed(
+        privacy__unit="patient",
+        training__start=str(tmp_path / "public" / "model.safetensors"),
+        runtime__out=str(tmp_path / "private"),
+        splits__refit=False,
+    )
+    return hospitals, private
+
+
+def test_few_patients_with_a_modality_count_as_they_do_anywhere(
+    fused: tuple[Hospitals, Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bound on their number would switch the modality off for all of them when one leaves: many clips, unpaid."""
+    hospitals, study = fused
+    seen: list[int] = []
+    real = answers.train_privately
+
+    def listen(model: Any, weights: Any, batch: Any, *rest: Any, **keys: Any) -> Any:
+        seen.append(int(batch.has["pathology"].sum()))
+        return real(model, weights, batch, *rest, **keys)
+
+    monkeypatch.setattr(answers, "train_privately", listen)
+    results = hospitals.run(study)
+    assert results["left_out"] == []
+    assert 0 < seen[0] < 10  # Aachen's nine, less those who are held out
+    blocks = results["folds"][0]["blocks"]
+    evidence = {site: np.array(v) for site, v in results["folds"][0]["site_evidence"].items()}
+    images = blocks.index("pathology")
+    assert evidence["Aachen"][images] == evidence["Aachen"][blocks.index("rna")]  # by the file that is there
+    assert evidence["Coimbra"][images] == 0  # which has no file of images
+
+
+def test_a_site_may_declare_the_cancer_types_that_it_treats(hospitals: Hospitals, small_study: Make) -> None:
+    """Then one patient of a rare type neither shows in the greeting nor in what stands behind the type's rows."""
+    file = hospitals.folders[1] / "site.toml"
+    file.write_text('cancer_types = ["BRCA", "LUAD"]\n' + file.read_text())
+    study = small_study(**PRIVATE)
+    results = hospitals.run(study)
+    blocks = results["folds"][0]["blocks"]
+    mine = np.array(results["folds"][0]["site_evidence"]["Bergen"])
+    behind = {b: mine[blocks.index(b)] for b in blocks if b.startswith("cancer/")}
+    assert {b for b, n in behind.items() if n} == {"cancer/BRCA", "cancer/LUAD"}
