@@ -20,8 +20,13 @@ Curve = list[tuple[int, float]]
 
 @STYLE
 def learning_curves(folds: list[dict[str, Any]]) -> str:
-    """By round: losses of pre-training and training, and the score of those patients that are scored between rounds."""
-    panels = list(_panels(folds))
+    """By round: losses of pre-training and training, and the score of those patients that are scored between rounds.
+
+    Empty where sites tell neither, as under privacy.
+    """
+    panels = [(title, series) for title, series in _panels(folds) if any(series.values())]
+    if not panels:
+        return ""
     figure = Figure(figsize=(4.5 * len(panels), 3), layout="constrained")
     for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (label, lines) in zip((BLUE, "#d98a29"), series.items(), strict=False):

@@ -245,3 +245,10 @@ def test_a_refit_alone_is_drawn() -> None:
     told = results()
     told["folds"][0]["fold"] = ALL_PATIENTS
     assert '<h2 id="privacy">' in render({"results": told})
+
+
+def test_a_private_run_has_no_empty_picture_of_learning() -> None:
+    from oncofed.server.report.pictures import learning_curves
+
+    assert learning_curves([{"curve": [{"round": 1, "sites": 2}]}]) == ""
+    assert "<svg" in learning_curves([{"curve": [{"round": 1, "train_loss": 1.0}, {"round": 2, "train_loss": 0.9}]}])
