@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def run(study: Study, sites: Path, out: Path, key: str, known: dict[str, Any]) -
     if key not in known:
         parts = []
         for fold in FOLDS:
-            name = f"{key}-{fold}".replace("/", "-").replace(" ", "-")
+            name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{key}-{fold}")
             s = study.changed(
                 splits__only=(fold,), name=name, runtime__out=str(out / "runs" / name), runtime__threads=1
             )
