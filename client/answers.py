@@ -12,7 +12,7 @@ import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.privacy.hospital import clipped_change
-from oncofed.client.privacy.train import noised_evidence, public_count, public_evidence, train_privately
+from oncofed.client.privacy.train import noised_evidence, public_evidence, train_privately
 from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
@@ -77,7 +77,7 @@ def _private_statistics(session: Session) -> Answer:
     deviation = session.promise.mechanisms[STATISTICS].noise
     both = torch.from_numpy(np.stack([events, exposure / HORIZON]))
     noisy = SecureNoise().covered(both, sensitivity=math.sqrt(2.0), deviation=deviation).numpy()
-    return Answer({}, {"events": noisy[0], "exposure": noisy[1] * HORIZON}, len(cohort))
+    return Answer({}, {"events": noisy[0], "exposure": noisy[1] * HORIZON}, len(cohort), noised=True)
 
 
 def _missing_genes(session: Session, cohort: Cohort) -> int:
@@ -126,7 +126,7 @@ def train(session: Session) -> Answer:
     )
     if alone:
         total = clipped_change(total, model.blocks(), session.study.privacy.clip, session.site.name)
-        return Answer(_told_of_many(session, batch), total, len(batch))
+        return Answer(_told_of_many(session), total, len(batch))
     seconds = time.perf_counter() - begin
     seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
     config: wire.Config = {
@@ -145,7 +145,7 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
     set_weights(model, session.weights)
     evidence = public_evidence(model, batch, session.held)
     if p.evidence == "noised":
-        file = session.work / "evidence" / f"{session.study.name}-{session.fold}.npy"
+        file = session.work / "evidence" / f"{session.study_digest}-{session.fold}.npy"
         if session.counts_evidence:
             evidence = noised_evidence(
                 model,
@@ -165,16 +165,17 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
         session.study,
         round_=session.round,
         load=part("load/", session.arrays),
+        patients=session.held.patients,
         deviation=promise.deviation,
         evidence=evidence,
         probe=session.round <= 1,
     )
-    return Answer(_told_of_many(session, batch), total, len(batch))
+    return Answer(_told_of_many(session), total, len(batch), noised=True)
 
 
-def _told_of_many(session: Session, batch: Batch) -> wire.Config:
-    """What an answer under privacy says beside its sum: nothing of loss or time, patients to the nearest ten."""
-    return {"patients": public_count(len(batch)), "seconds": 0.0, "device": session.device_name}
+def _told_of_many(session: Session) -> wire.Config:
+    """What an answer under privacy says beside its sum: nothing of loss or time, patients as everyone may know them."""
+    return {"patients": session.held.patients, "seconds": 0.0, "device": session.device_name}
 
 
 def _of_enough(session: Session, batch: Batch) -> Batch:

@@ -16,6 +16,7 @@ from oncofed.client.analyse import analyse as answer_analysis
 from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
+from oncofed.client.privacy.ledger import ledger_of
 from oncofed.client.release import Answer, Answered, Door
 from oncofed.client.resident import Resident
 from oncofed.client.session import Session
@@ -67,7 +68,7 @@ def handler(
                 # a simulator's own processes say so; what a node config holds is the hospital's own word
                 simulated = bool(context.node_config.get("simulated", "site-dir" not in context.node_config))
                 policy = Policy.read(folder, simulated=simulated)
-                door = Door(name, policy, work / "release-log.jsonl", simulated=simulated)
+                door = Door(name, policy, work / "release-log.jsonl", simulated, ledger_of(folder, work))
                 own_device = str(context.node_config.get("device", ""))
                 session = opening.of(message.content, site, work, resident, own_device, policy)
                 session.admit(door, kind)
@@ -82,6 +83,8 @@ def handler(
             except Exception as error:
                 log.error("%s: '%s' failed:\n%s", name, kind, traceback.format_exc())
                 reason = f"{type(error).__name__} while answering '{kind}'; the site's own log has the details"
+            if door is not None and door.reserved:  # what went wrong with patients' data may tell of one of them
+                reason = f"site {name}: no answer to '{kind}'; its engineer finds the reason in the site's own log"
             content = door.refuse(kind, reason) if door else wire.refusal(name, reason)
             return Message(content, reply_to=message)
 

@@ -13,6 +13,7 @@ from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
 from oncofed.client.policy import DEFAULT, Policy
+from oncofed.client.privacy.train import public_count
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -23,6 +24,8 @@ from oncofed.common.study import Study
 def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = DEFAULT) -> wire.Config:
     """Genes, cancer types, unit family and what the site has beside; counts of patients do not leave with it."""
     clinical = read_clinical(site, outcome=study.task.kind == "survival", label=study.task.label, of=study.of)
+    if study.privacy.on and study.task.label != "cancer_type":  # of the study's own classes, whoever is here
+        return {"cancers": sorted(study.task.classes), **_holdings(site, work, study)}
     held = clinical["cancer_type"].dropna().astype(str).value_counts()
     if study.task.label != "cancer_type":
         # a column may hold anything: what few patients have is not told, unless the study names it
@@ -30,6 +33,20 @@ def greet(site: SiteFolder, work: Path, study: Study, policy: Policy = DEFAULT) 
     elif site.description.cancer_types:  # then one patient more or less of a rare type does not show
         return {"cancers": sorted(site.description.cancer_types), **_holdings(site, work, study)}
     return {"cancers": sorted(held.index.tolist()), **_holdings(site, work, study)}
+
+
+def known_patients(site: SiteFolder, work: Path) -> int:
+    """The site's patients as everyone may know them: one number, whatever part of them a study sees.
+
+    A count of the part that a study sees would tell of single patients: the coordinator chooses the part.
+    """
+    if site.description.patients:
+        return site.description.patients
+    file = work / f"known-patients-{fingerprint(site)}.txt"
+    if not file.exists():
+        names = read_clinical(site, outcome=False)["patient"].dropna().astype(str)
+        write_text(file, str(public_count(names.nunique())))
+    return int(file.read_text())
 
 
 def _holdings(site: SiteFolder, work: Path, study: Study) -> wire.Config:

@@ -37,6 +37,7 @@ class Answer:
     broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
     for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
     names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
+    `noised` says that the handler has covered the sum already.
     `events` are those of them who had the event, group by group, and `grid` how fine their times are told.
     """
 
@@ -50,6 +51,7 @@ class Answer:
     grid: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     epsilon: float = 0.0
+    noised: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,18 @@ class Door:
     policy: Policy
     log: Path
     simulated: bool = False
+    ledger_file: Path | None = None
     reserved: list[Release] = field(default_factory=list)
 
     @property
     def ledger(self) -> Ledger:
         """What noisy releases have cost here."""
-        return Ledger(self.log.parent / "ledger.jsonl", self.site, self.policy.epsilon_budget, self.policy.delta_budget)
+        return Ledger(
+            self.ledger_file or self.log.parent / "ledger.jsonl",
+            self.site,
+            self.policy.epsilon_budget,
+            self.policy.delta_budget,
+        )
 
     @property
     def answers(self) -> KeptAnswers:
@@ -191,7 +199,13 @@ class Door:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
         # noise covers one patient as well as many
-        wanted = 0 if answer.epsilon else self.policy.min_cell if kind in TABLES else self.policy.min_patients
+        wanted = (
+            0
+            if answer.epsilon or answer.noised
+            else self.policy.min_cell
+            if kind in TABLES
+            else self.policy.min_patients
+        )
         total = self._noisy(kind, config, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(

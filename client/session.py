@@ -20,7 +20,7 @@ from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
-from oncofed.client.greeting import greet
+from oncofed.client.greeting import greet, known_patients
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.release import Door, Release
@@ -43,6 +43,9 @@ from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
 
 log = logging.getLogger("oncofed.client")
+
+MOST_CANCERS = 500
+"""Cancer types or classes of a study: with more, noise alone would tell of its own scale."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Session:
             raise Refusal(
                 f"site {site.name}: fold {fold!r}, phase {phase!r}, round {round_!r} is not part of the study in the message"
             )
+        if len(ask.get("cancers", ())) > MOST_CANCERS:  # type: ignore[arg-type]
+            raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
@@ -117,10 +122,18 @@ class Session:
         p = self.study.privacy
         return p.of_patients and p.evidence == "noised" and (self.round - 1) % p.evidence_every == 0
 
+    @property
+    def _told(self) -> str:
+        return self.study.model_dump_json(exclude={"runtime"})
+
+    @property
+    def study_digest(self) -> str:
+        """Names the study by all that it says but how it is run."""
+        return hashlib.sha256(self._told.encode()).hexdigest()[:8]
+
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
         """The release under an id that is the same when the server asks again."""
-        told = self.study.model_dump_json(exclude={"runtime"})
-        study = f"{self.study.name} {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        told, study = self._told, f"{self.study.name} {self.study_digest}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
         asked = {k: v for k, v in self.ask.items() if k not in ("study_json", "package")}
         question = _digest(
@@ -199,7 +212,8 @@ class Session:
         key = cohort_key(self.site, self.study, self.panel, self.cancers, self.beside)
         cohort = self.resident.cohort(self.work, key, lambda: open_cohort(key, self.site, self.work, self.panel))
         cohort = in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
-        self._keep_folds(cohort)
+        if not self.study.privacy.on:  # where a fold is a patient's own, others stay where they were
+            self._keep_folds(cohort)
         return cohort
 
     def _keep_folds(self, cohort: Cohort) -> None:
@@ -248,11 +262,19 @@ class Session:
             PATHOLOGY: images,
             ALTERATIONS: self.site.find(ALTERATION_FILES) is not None,
         }
-        return Held(frozenset(int(c) for c in cancers), frozenset(m for m, there in files.items() if there))
+        modalities = frozenset(m for m, there in files.items() if there)
+        return Held(frozenset(int(c) for c in cancers), modalities, self.known_patients)
+
+    @property
+    def known_patients(self) -> int:
+        """The site's training patients as everyone may know them: of its known patients those that a fold leaves, on average."""
+        s = self.study.splits
+        share = 1.0 if self.fold == ALL_PATIENTS or s.held_out_sites else 1.0 - 1.0 / s.folds
+        return max(1, round(share * known_patients(self.site, self.work)))
 
     def training_cohort(self) -> Cohort:
         chosen = self.cohort.select(self.split == "train")
-        if not len(chosen):
+        if not len(chosen) and not self.study.privacy.of_patients:  # noise covers nobody as well
             raise Refusal(f"site {self.site.name}: no training patient in fold {self.fold}")
         return chosen
 

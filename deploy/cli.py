@@ -79,10 +79,10 @@ def site_budget(
     """Show what noisy releases have cost the site's patients, study by study, and what is left. Exit code 1 when nobody can know."""
     from oncofed.client.data.site import SiteFolder
     from oncofed.client.policy import Policy
-    from oncofed.client.privacy.ledger import Ledger
+    from oncofed.client.privacy.ledger import Ledger, ledger_of
 
     name, policy = SiteFolder.open(folder).name, Policy.read(folder)
-    file = (work_dir or folder / ".oncofed") / "ledger.jsonl"
+    file = work_dir / "ledger.jsonl" if work_dir else ledger_of(folder, folder / ".oncofed")
     ledger = Ledger(file, name, policy.epsilon_budget, policy.delta_budget)
     ledger.verify()
     table = Table(title=f"Site {escape(name)}", title_justify="left")

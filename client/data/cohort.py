@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from oncofed.client.data.beside import BesideTables, read_beside
-from oncofed.client.data.read import read_clinical, read_expression
+from oncofed.client.data.read import as_text, read_clinical, read_expression
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import CLINICAL, EXPRESSION, SLIDES_TABLE, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
@@ -100,7 +100,9 @@ def with_modalities(cohort: Cohort, study: Study) -> Cohort:
 
 @dataclass(frozen=True)
 class CohortKey:
-    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds."""
+    """What a prepared cohort depends on: the site's files, the panel, the cancer types, the covariates and the folds.
+
+    Where `nobody` is allowed a cohort may be empty: that there is none must not show."""
 
     files: str
     panel: str
@@ -113,6 +115,7 @@ class CohortKey:
     seed: int
     independent: bool
     ranked: bool
+    nobody: bool
     multimodal: bool
     sees_images: bool
     images: str
@@ -145,6 +148,7 @@ def cohort_key(
         study.seed,
         study.independent_folds,
         study.ranked,
+        study.privacy.of_patients,
         multimodal,
         PATHOLOGY in study.modalities,
         beside.images,
@@ -195,7 +199,7 @@ def prepare(site: SiteFolder, panel: GenePanel, key: CohortKey) -> Cohort:
             alterations=key.alterations,
         )
     names = sorted({*patients, *beside.patients})
-    if not names:
+    if not names and not key.nobody:
         raise Refusal(
             f"site {site.name}: no patient has {'outcome, ' if key.outcome else ''}"
             f"{'expression, images or alterations' if key.multimodal else 'expression'} and one of the study's cancer types; "
@@ -309,8 +313,7 @@ def encode_covariates(
             values[np.isinf(values)] = np.nan
             columns.append(values)
         else:
-            # whole numbers beside an empty cell are read as 1.0, 2.0: as text they must be 1, 2
-            text = rows[c.column].convert_dtypes().astype("string").str.strip().str.lower()
+            text = as_text(rows[c.column]).str.strip().str.lower()
             known = text.isin([level.lower() for level in c.levels]).to_numpy(dtype=bool, na_value=False)
             other = int((text.notna().to_numpy() & ~known).sum())
             if other:

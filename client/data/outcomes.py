@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from oncofed.client.data.cohort import clinical_by_patient, encode_covariates
+from oncofed.client.data.read import as_text
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.disclosure import shown
 from oncofed.common.covariates import parse_covariates
@@ -143,6 +144,5 @@ def _text(table: pd.DataFrame, column: str, site: str) -> pd.Series:
         raise Refusal(
             f"site {site}: no clinical column '{column}', which the analysis groups by; add it, or leave it out"
         )
-    # whole numbers beside an empty cell are read as 1.0, 2.0: as text they must be 1, 2
-    text = table[column].convert_dtypes().astype("string").str.strip()
+    text = as_text(table[column]).str.strip()
     return text.where(text != "")

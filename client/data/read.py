@@ -60,12 +60,24 @@ def read_clinical(
         )
     if label != "cancer_type":
         studied = table["cancer_type"].isin(of) if of else table["cancer_type"].notna()
-        text = table[label].convert_dtypes().astype("string").str.strip()
+        text = as_text(table[label]).str.strip()
         table = table.assign(cancer_type=text.where(studied & (text != "")).astype(object))
         empty = int((studied & table["cancer_type"].isna()).sum())
         if empty:
             log.warning("%s: %d patients of the study have no '%s'; they take no part", site.name, empty, label)
     return table.assign(patient=table["patient"].astype("string"))
+
+
+def as_text(column: pd.Series) -> pd.Series:
+    """A clinical column as text; whole numbers beside an empty cell are read as 1.0 and must be 1.
+
+    Cell by cell: one patient's 2.5 must not change what the others' cells say.
+    """
+    return column.map(_cell_text, na_action="ignore").astype("string")
+
+
+def _cell_text(cell: object) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def read_expression(site: SiteFolder, patients: pd.Index, panel: GenePanel | None = None) -> pd.DataFrame:

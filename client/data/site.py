@@ -46,6 +46,9 @@ class SiteDescription(BaseModel):
         (),
         description="types that this site treats, as everyone may know; left out, the greeting names those of its patients",
     )
+    patients: int = Field(
+        0, ge=0, description="of this site, as everyone may know; 0: those of the clinical table, to the nearest ten"
+    )
     slides: str = Field(
         SLIDES, description="folder of slide features, one file a slide; relative to the site's or absolute"
     )

@@ -1,9 +1,9 @@
 """One private step: each patient's gradient clipped to one norm, the sum covered by noise (Abadi et al. 2016, algorithm 1).
 
-Norms are ghost norms (Goodfellow 2015; Li et al. 2022) by Opacus' samplers and ours (samplers.py): a first pass back gives the
-gradients of what came out of each layer, from which every patient's norm follows; a second one the sum of gradients so scaled.
-Opacus' own hooks do the same, but count the parameters of a layer within a layer twice, and make every weight's gradient in the
-first pass, which nobody needs. A batch is taken in parts, which changes memory alone.
+One pass back gives, for each layer, the gradient of what came out; with what went in, it tells every patient's gradient of the
+layer's parameters. From the very same numbers come the norms (ghost norms, Li et al. 2022; by Opacus' samplers and ours, in double
+precision) and the sum of the gradients so scaled (book-keeping, Bu et al. 2023). A second pass would round differently, and weights
+of a hostile coordinator's choice can make that difference as large as they like. A batch is taken in parts, which changes memory alone.
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from oncofed.client.privacy.samplers import of_patients
 from oncofed.client.privacy.separable import check_layers, own_parameters, refuse_keywords
-from oncofed.common.errors import Refusal
 from oncofed.common.noise import LEVELS, SecureNoise
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping as Ghost
 from torch import Tensor, nn
 
 SLACK = 1e-5
-"""Below the clip, for what rounding of norms in single precision adds."""
+"""Below the clip, for what rounding of sums in single precision adds."""
 
-Call = tuple[nn.Module, list[Tensor], Tensor]
-"""A layer with parameters, what went in, and what came out."""
+Samples = dict[nn.Parameter, Tensor]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of a layer: what went in, and the gradient of what came out."""
+
+    inputs: list[Tensor]
+    grad: Tensor
 
 
 class PatientGradients:
@@ -37,7 +45,7 @@ class PatientGradients:
         steps = math.sqrt(sum(p.numel() for p in self.parameters)) / LEVELS
         self.bound = clip * (1.0 - SLACK - 2.0 * steps)
         """The norm that gradients are really cut to, so that rounding stays within `clip`."""
-        self._calls: list[Call] = []
+        self._calls: list[tuple[nn.Module, list[Tensor], Tensor]] = []
         self._recording = False
 
     @classmethod
@@ -58,72 +66,89 @@ class PatientGradients:
         if self._recording and torch.is_grad_enabled():
             self._calls.append((layer, [t.detach() for t in inputs], output))
 
-    def norms(self, losses_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Gradient norm of each patient `[B]`, and the losses `[B]` with their graph."""
+    def norms(self, losses_of: Callable[[], Tensor]) -> tuple[Tensor, dict[nn.Module, list[Pass]]]:
+        """Gradient norm of each patient `[B]` in double precision, and what each layer saw.
+
+        Parameters that are used outside their own layer's forward have no part in it, nor in the sum: nothing of them is released.
+        """
         self._calls, self._recording = [], True
         losses_B = losses_of()
         self._recording = False
         calls, self._calls = self._calls, []
-        outputs = [output for _, _, output in calls]
-        grads = torch.autograd.grad(losses_B.sum(), outputs, retain_graph=True, allow_unused=True)
-        squares_B = torch.zeros_like(losses_B)
-        by_layer: dict[nn.Module, list[tuple[list[Tensor], Tensor]]] = {}
+        grads = torch.autograd.grad(losses_B.sum(), [output for _, _, output in calls], allow_unused=True)
+        by_layer: dict[nn.Module, list[Pass]] = {}
         for (layer, inputs, _), grad in zip(calls, grads, strict=True):
             if grad is not None:
-                by_layer.setdefault(layer, []).append((inputs, grad))
+                by_layer.setdefault(layer, []).append(Pass(inputs, grad))
+        squares_B = torch.zeros(len(losses_B), dtype=torch.float64, device=losses_B.device)
         for layer, passes in by_layer.items():
             squares_B = squares_B + _squared_norms(layer, passes)
-        self._seen = set(by_layer)
-        return squares_B.detach().sqrt(), losses_B
-
-    def _check_seen(self) -> None:
-        """Refuse a gradient of a parameter whose layer no hook has seen: nobody knows whose it is."""
-        for module in self.model.modules():
-            if module not in self._seen and any(
-                p.grad is not None and bool(p.grad.any()) for p in own_parameters(module)
-            ):
-                raise Refusal(
-                    f"parameters of a {type(module).__name__} are used outside its own forward, so the gradient of a patient has a part "
-                    "that no hook has seen; use them in the forward alone"
-                )
+        return squares_B.sqrt(), by_layer
 
     def clipped_sum(self, parts: Iterable[Callable[[Tensor | None], Tensor]]) -> list[Tensor]:
-        """Sum over patients of gradients of norm `clip` at most, a tensor a parameter.
+        """Sum over patients of gradients of norm `clip` at most, a tensor a parameter; each part gives the losses of its patients.
 
-        Each part gives the losses of its patients, or of those rows of them that it is called with: a patient whose gradient is
-        not finite is left out, as no factor would bound it.
+        A patient whose gradient is not finite counts nothing, as no factor would bound it; the others stay as they were.
         """
-        total = [torch.zeros_like(p) for p in self.parameters]
+        total = {p: torch.zeros_like(p) for p in self.parameters}
         for part in parts:
-            norm_B, losses_B = self.norms(lambda part=part: part(None))  # type: ignore[misc]
-            rows = torch.nonzero(torch.isfinite(norm_B)).squeeze(1)
-            if len(rows) < len(norm_B):  # a loss is a function of its patient alone, so the others stay as they were
-                if not len(rows):
-                    continue
-                norm_B, losses_B = self.norms(lambda part=part, rows=rows: part(rows))  # type: ignore[misc]
+            norm_B, by_layer = self.norms(lambda part=part: part(None))  # type: ignore[misc]
             factor_B = (self.bound / norm_B.clamp(min=1e-30)).clamp(max=1.0)
-            (factor_B * losses_B).sum().backward()
-            self._check_seen()
-            for sum_, p in zip(total, self.parameters, strict=True):
-                if p.grad is not None:
-                    sum_ += p.grad
-            self.model.zero_grad(set_to_none=True)
-        return total
-
-
-def _squared_norms(layer: nn.Module, passes: list[tuple[list[Tensor], Tensor]]) -> Tensor:
-    """Squared norm `[B]` of each patient's gradient of a layer's own parameters; of a layer that is passed twice the gradients add up first."""
-    if len(passes) == 1 and type(layer) in Ghost.NORM_SAMPLERS:
-        norms = Ghost.NORM_SAMPLERS[type(layer)](layer, *passes[0])
-        return torch.stack([norm_B.square() for norm_B in norms.values()]).sum(0)
-    total: dict[nn.Parameter, Tensor] = {}
-    for inputs, grad in passes:
-        for p, sample in Ghost.GRAD_SAMPLERS[type(layer)](layer, inputs, grad).items():
-            total[p] = total[p] + sample if p in total else sample
-    return torch.stack([sample.flatten(1).square().sum(1) for sample in total.values()]).sum(0)
+            factor_B = torch.where(torch.isfinite(norm_B), factor_B, torch.zeros_like(factor_B))
+            for layer, passes in by_layer.items():
+                for p, value in _weighed_sum(layer, passes, factor_B).items():
+                    total[p] += value
+        return [total[p] for p in self.parameters]
 
 
 def cover(total: list[Tensor], *, clip: float, deviation: float, noise: SecureNoise) -> list[Tensor]:
     """The sum with Gaussian noise of `deviation` times `clip` on every number of every parameter, also of an expert that
     nobody passed: noise on the used ones alone would tell which they are."""
     return [noise.covered(t, sensitivity=clip, deviation=deviation).to(t.dtype) for t in total]
+
+
+def _written_down(layer: nn.Module, passes: list[Pass]) -> bool:
+    """Whether a layer's gradients by patient are written down: where no norm is known in closed form, where a layer is passed twice and
+    they add up first, and where a patient has several rows, whose closed form cancels badly."""
+    several_rows = isinstance(layer, nn.Linear) and passes[0].grad.ndim > 2
+    return len(passes) > 1 or type(layer) not in Ghost.NORM_SAMPLERS or several_rows
+
+
+def _samples(layer: nn.Module, passes: list[Pass]) -> Samples:
+    """Gradients `[B, ...]` of a layer's own parameters by patient."""
+    total: Samples = {}
+    for one in passes:
+        for p, sample in Ghost.GRAD_SAMPLERS[type(layer)](layer, one.inputs, one.grad).items():
+            total[p] = total[p] + sample if p in total else sample
+    return total
+
+
+@torch.no_grad()
+def _squared_norms(layer: nn.Module, passes: list[Pass]) -> Tensor:
+    """Squared norm `[B]` of each patient's gradient of a layer's own parameters, in double precision: squares must neither vanish
+    nor overflow where the numbers themselves do not."""
+    if _written_down(layer, passes):
+        return torch.stack([s.flatten(1).double().square().sum(1) for s in _samples(layer, passes).values()]).sum(0)
+    wide = [t.double() if t.is_floating_point() else t for t in passes[0].inputs]
+    norms = Ghost.NORM_SAMPLERS[type(layer)](layer, wide, passes[0].grad.double())
+    return torch.stack([norm_B.square() for norm_B in norms.values()]).sum(0)
+
+
+@torch.no_grad()
+def _weighed_sum(layer: nn.Module, passes: list[Pass], factor_B: Tensor) -> Samples:
+    """Sum over patients of factor times gradient, from the numbers that the norms were made of; a factor of 0 leaves nothing, not even NaN."""
+    if _written_down(layer, passes):
+        out = {}
+        for p, sample in _samples(layer, passes).items():
+            shaped = factor_B.to(sample.dtype).reshape(-1, *([1] * (sample.ndim - 1)))
+            out[p] = torch.where(shaped != 0, sample * shaped, torch.zeros_like(sample)).sum(0)
+        return out
+    (one,) = passes
+    factor, zero = of_patients(layer, one.inputs, factor_B)
+    grad = torch.where(zero, torch.zeros_like(one.grad), (one.grad.double() * factor).to(one.grad.dtype))
+    # a row whose gradient is 0 adds nothing, unless what went in is not finite
+    inputs = [t.nan_to_num(0.0, 0.0, 0.0) if t.is_floating_point() else t for t in one.inputs]
+    own = own_parameters(layer)
+    with torch.enable_grad():
+        output = layer.forward(*inputs)
+    return dict(zip(own, torch.autograd.grad(output, own, grad), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -191,6 +192,16 @@ class Ledger:
                     "oncofed does not know, so nobody knows what is spent; the site's engineer must install the version that wrote it"
                 ) from None
         return found
+
+
+def ledger_of(folder: Path, work: Path) -> Path:
+    """The ledger of a site: beside its patients, whichever work folders its nodes have, for a budget is theirs.
+
+    Only where the site's folder cannot be written to does it lie in the work folder, and then a site has one node.
+    """
+    own = folder / ".oncofed"
+    beside = own if own.exists() else folder
+    return (own if os.access(beside, os.W_OK) else work) / "ledger.jsonl"
 
 
 def _take(found: dict[str, _Release], entry: dict[str, Any]) -> None:

@@ -51,7 +51,24 @@ def _trained(samples: dict[nn.Parameter | None, Tensor]) -> Samples:
 def _times(x_NG: Tensor, stack: Tensor, expert_N: Tensor) -> Tensor:
     """x_n W_e(n) of rows that lie sorted by expert."""
     counts = torch.bincount(expert_N, minlength=len(stack)).tolist()
-    return torch.cat([x @ w for x, w in zip(x_NG.split(counts), stack.unbind(0), strict=True)])
+    return torch.cat([x @ w.to(x.dtype) for x, w in zip(x_NG.split(counts), stack.unbind(0), strict=True)])
+
+
+def of_patients(layer: nn.Module, seen: Seen, value_B: Tensor) -> tuple[Tensor, Tensor]:
+    """A number of each patient, shaped to multiply what came out of a layer, and where it is 0: rows of experts are pairs, of all others
+    patients."""
+    if isinstance(layer, ExpertLayer):
+        value = value_B[seen[1]][:, None]
+    elif isinstance(layer, AttentionExperts):
+        value = value_B[seen[1]][None, :, None]
+    else:
+        value = value_B.reshape(-1, *([1] * (_rank(layer) - 1)))
+    return value, value == 0
+
+
+def _rank(layer: nn.Module) -> int:
+    """Dimensions of what comes out of a layer."""
+    return {LinearRisk: 1, GeneScale: 3}.get(type(layer), 2)
 
 
 # -- stacked experts ---------------------------------------------------------------------------------------------------
@@ -115,7 +132,7 @@ def _gate_parts(
     """Normalised input, gradient of the clean logits, and of each product its weight and the gradient behind it."""
     experts = gate.weight.shape[1]
     with torch.no_grad():
-        x_BG = gate.norm(seen[0])
+        x_BG = gate.norm(seen[0].to(gate.weight.dtype)).to(grad.dtype)
     products = [(gate.weight, grad[:, :experts])]
     if gate.noise is not None:
         products.append((gate.noise, grad[:, experts:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,17 +18,22 @@ from oncofed.client.privacy.dp_sgd import PatientGradients, cover
 from oncofed.client.privacy.separable import check_separable
 from oncofed.client.train import optimizer_for, shares_of
 from oncofed.common.blocks import Sum, weigh
+from oncofed.common.errors import Refusal
 from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, Predictor, get_weights, set_weights, trainable
 from oncofed.common.models.gene_moe import cancer_blocks
 from oncofed.common.models.path_gptomic import PathGPTOmic
 from oncofed.common.noise import SecureNoise
+from oncofed.common.scaling import REACH
 from oncofed.common.study import TRAIN, Study
 from torch import Tensor
 
 ROUNDED = 10
 """A site's number of patients is told, and divided by, in multiples of this."""
+
+LARGEST = 1e3
+"""Weights of a private step are no larger: trained ones are far below."""
 
 MADE_UP = 6
 """Patients of the probe for losses that couple them."""
@@ -41,10 +46,12 @@ def public_count(patients: int) -> int:
 
 @dataclass(frozen=True)
 class Held:
-    """What everyone knows of a site from its greeting: its cancer types and modalities."""
+    """What everyone may know of a site: its cancer types and modalities, which its greeting tells, and its patients, rounded."""
 
     cancers: frozenset[int]
     modalities: frozenset[str]
+    patients: int = 0
+    """Those of the site, whatever part of them a study sees; 0: those of the batch, rounded."""
 
 
 def train_privately(
@@ -57,22 +64,26 @@ def train_privately(
     load: Mapping[str, np.ndarray],
     deviation: float,
     evidence: np.ndarray,
+    patients: int = 0,
     noise: SecureNoise | None = None,
     probe: bool = True,
 ) -> Sum:
     """The training sum of a round: evidence, and its product with the change of every trained parameter.
 
-    `deviation` is the noise of a step over the clip; `evidence [blocks]` as `public_evidence` or `noised_evidence` gives it.
+    `deviation` is the noise of a step over the clip; `evidence [blocks]` as `public_evidence` or `noised_evidence` gives it. A step divides by
+    `patients`, a number that everyone may know; 0: those of the batch, rounded.
     `noise` is made anew when it is left out. Raises `Refusal` on a model or loss whose patients cannot be told apart.
     """
     assert not isinstance(model, GeneAutoencoder)
     noise = noise or SecureNoise()
+    check_sent(model, weights, load)
     set_weights(model, weights)
     model.train()
+    batch = bounded(batch)
     if isinstance(model, PathGPTOmic):
         model.in_step = True
     t, p = study.training, study.privacy
-    patients = public_count(len(batch))
+    patients = patients or public_count(len(batch))
     if probe:
         probe_losses(model, batch, study, load)
     optimizer = optimizer_for(model, study, TRAIN, round_)
@@ -99,6 +110,30 @@ def train_privately(
     after = get_weights(model)
     delta = {name: after[name] - weights[name] for name in after if name in moving}
     return weigh(delta, evidence, model.blocks())
+
+
+def check_sent(model: Predictor, weights: Sum, load: Mapping[str, np.ndarray]) -> None:
+    """Refuse weights and loads with which rounding would be as large as what it rounds: they come from a coordinator."""
+    for name, value in weights.items():
+        peak = float(np.abs(value).max(initial=0.0))
+        if not peak <= LARGEST:
+            raise Refusal(f"the weights '{name}' reach {peak:g}; a private step takes numbers up to {LARGEST:g}")
+    for group, n in model.mixtures().items():
+        share = np.asarray(load.get(group, np.full(n, np.nan)), dtype=np.float64)
+        if share.shape != (n,) or not ((share >= 0).all() and share.sum() <= 1.0 + 1e-6):
+            raise Refusal(f"the load of '{group}' is no {n} shares of one: {share.tolist()[:4]}")
+
+
+def bounded(batch: Batch) -> Batch:
+    """A batch whose numbers are finite and end at `REACH`, whatever scale the message brings; each patient by herself."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.nan_to_num(0.0, REACH, -REACH).clamp(-REACH, REACH)
+
+    x, v = cut(batch.x_BG), cut(batch.v_BV)
+    assert x is not None
+    assert v is not None
+    return replace(batch, x_BG=x, v_BV=v, image_BP=cut(batch.image_BP), alteration_BA=cut(batch.alteration_BA))
 
 
 def losses_by_patient(
@@ -134,7 +169,7 @@ def probe_losses(model: Predictor, batch: Batch, study: Study, load: Mapping[str
 
 def public_evidence(model: Predictor, batch: Batch, held: Held) -> np.ndarray:
     """The site's rounded patients behind every block, 0 behind those of cancer types and modalities that it is known to lack."""
-    n = float(public_count(len(batch)))
+    n = float(held.patients or public_count(len(batch)))
     lacking = {m for m in batch.has if m not in held.modalities}
     for c, name in enumerate(model.cancers):
         blocks = cancer_blocks((name,)) + tuple(cancer_blocks((name,), m)[0] for m in batch.has)
@@ -156,7 +191,8 @@ def noised_evidence(
     public = public_evidence(model, batch, held)
     with torch.no_grad():
         model.eval()
-        used = shares_of(model, batch.through(model), batch)
+        output = batch.through(model)
+        used = shares_of(model, replace(output, shares={g: _bounded(s) for g, s in output.shares.items()}), batch)
         model.train()
     blocks = model.blocks()
     counted = [name for name in blocks.names if name in used and name != "trunk"]
@@ -166,6 +202,12 @@ def noised_evidence(
     told = {name: float(v) if v >= least else 0.0 for name, v in zip(counted, noisy.tolist(), strict=True)}
     at = {name: i for i, name in enumerate(blocks.names)}
     return blocks.vector({n: min(told.get(n, public[at[n]]), public[at[n]]) for n in blocks.names})
+
+
+def _bounded(share_BE: Tensor) -> Tensor:
+    """Shares of each patient that are numbers from 0 and add up to 1 at most, whatever the weights of the message make of them."""
+    share_BE = share_BE.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
+    return share_BE / share_BE.sum(1, keepdim=True).clamp(min=1.0)
 
 
 def _part(batch: Batch, piece: Tensor, losses_of: Callable[[Batch], Tensor]) -> Callable[[Tensor | None], Tensor]:

@@ -61,7 +61,9 @@ class TileEncoder(nn.Module):
         there_BS[at] = True
         h_BSD = dropout(torch.relu(self.embed(self.norm(x_BSP))), self.p, generator)
         score_BS = self.score(torch.tanh(self.tanh(h_BSD)) * torch.sigmoid(self.gate(h_BSD))).squeeze(-1)
-        a_BS = torch.softmax(score_BS.masked_fill(~there_BS, -1e9), dim=1) * there_BS
+        # who has no tiles at all has a softmax over nothing but padding, of which nothing counts
+        padding_BS = ~there_BS & there_BS.any(1, keepdim=True)
+        a_BS = torch.softmax(score_BS.masked_fill(padding_BS, -torch.inf), dim=1) * there_BS
         return torch.tanh(self.latent((a_BS[:, :, None] * h_BSD).sum(1))), a_BS[at]
 
 

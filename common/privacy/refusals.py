@@ -86,6 +86,8 @@ def _unpaid(study: Study) -> list[str]:
             "splits.validation and training.patience choose a round by patients' outcomes, which costs more than it brings; set both to "
             "0 and fix training.rounds beforehand"
         )
+    if study.task.label != "cancer_type" and not study.task.classes:
+        out.append("task.classes would be those of the patients; name them")
     a = study.analysis
     asked = [k for k in ("attributions", "ablation", "attention", "network_genes", "cross_site") if getattr(a, k)]
     if asked:

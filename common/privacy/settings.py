@@ -28,7 +28,9 @@ class Privacy(Section):
         description="of everything that leaves in the study together: statistics, evidence, training, evaluation",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="far below 1 / patients of a site")
-    clip: float = Field(1.0, gt=0, description="norm that a patient's gradient, or a hospital's change, is cut to")
+    clip: float = Field(
+        1.0, ge=1e-3, le=1e3, description="norm that a patient's gradient, or a hospital's change, is cut to"
+    )
     sample_rate: float = Field(
         1.0,
         gt=0,

@@ -26,7 +26,6 @@ from oncofed.deploy.comparison.variants import (
     MULTIMODAL,
     PARTS,
     UNMODULATED,
-    UNPROTECTED,
     VARIANTS,
     Federations,
     check_variant,
@@ -172,7 +171,10 @@ def _reference(federations: Federations, method: str) -> pd.DataFrame:
 
 def open_study(study: Study) -> Study:
     """The study without its privacy, for who holds all patients in one place; its folds are the same."""
-    return study.changed(**VARIANTS[UNPROTECTED]) if study.privacy.on else study
+    if not study.privacy.on:
+        return study
+    clip = {"training__clip_norm": study.privacy.clip}  # rates are chosen for clipped gradients
+    return study.changed(privacy__unit="none", splits__deal="independent", evaluation__epsilon=0.0, **clip)
 
 
 def cost_of(results: dict[str, Any]) -> dict[str, float]:

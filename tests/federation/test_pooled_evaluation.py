@@ -133,7 +133,7 @@ def test_with_noise_sites_that_keep_small_cells_answer_and_pay(
     assert "evaluation" not in results["folds"][0]
     sent = [json.loads(x) for f in (tmp_path / "work").glob("*/release-log.jsonl") for x in f.read_text().splitlines()]
     assert [x["arrays"].keys() for x in sent if x["kind"] == "evaluate"] == [{"table", "pairs"}] * 4
-    ledgers = list((tmp_path / "work").glob("*/ledger.jsonl"))
+    ledgers = list(sites.glob("*/.oncofed/ledger.jsonl"))
     assert len(ledgers) == 4
     for f in ledgers:
         booked, settled = map(json.loads, f.read_text().splitlines())

@@ -14,7 +14,8 @@ import pytest
 from flwr.app import Message
 from oncofed.client import answers
 from oncofed.client.app import app as client_app
-from oncofed.client.data.site import list_sites
+from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.client.greeting import known_patients
 from oncofed.client.privacy.ledger import Ledger
 from oncofed.common import wire
 from oncofed.common.privacy.accounting import epsilon_of
@@ -67,7 +68,7 @@ class Hospitals:
         return run_study(study, self.grid(fault))
 
     def ledger(self, i: int = 0) -> Ledger:
-        return Ledger(self.works[i] / "ledger.jsonl", self.folders[i].name, 100.0)
+        return Ledger(self.folders[i] / ".oncofed" / "ledger.jsonl", self.folders[i].name, 100.0)
 
     def log(self, i: int = 0) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.works[i] / "release-log.jsonl").read_text().splitlines()]
@@ -131,11 +132,17 @@ def test_nothing_leaves_without_noise(hospitals: Hospitals, small_study: Make) -
     grid.pull_messages = pull  # type: ignore[method-assign]
     run_study(study, grid)
     assert replies
+    names = [SiteFolder.open(f).name for f in hospitals.folders]
     for reply in replies:
         told = wire.read_config(reply.content, "from")
         assert not {"loss", "missing_genes"} & set(told)
         assert told.get("seconds", 0.0) == 0.0
-        assert int(told.get("patients", 0)) % 10 == 0  # type: ignore[arg-type]
+        if "patients" in told:  # one number a site, whatever part of its patients a study sees
+            known = known_patients(
+                SiteFolder.open(hospitals.folders[names.index(str(told["site"]))]), hospitals.works[0]
+            )
+            assert known % 10 == 0
+            assert told["patients"] == round(0.8 * known)
     kinds = {line["kind"] for line in hospitals.log()}
     assert kinds == {wire.HELLO, wire.STATISTICS, wire.TRAIN, wire.EVALUATE}
     summed = [line for line in hospitals.log() if line["arrays"]]
@@ -426,7 +433,7 @@ def test_a_noised_evidence_withholds_few_and_stays_within_the_rounded_count(
     for evidence in results["folds"][0]["site_evidence"].values():
         one_round = np.array(evidence) / 2  # the second round uses the first one's counts
         trunk = one_round[blocks.index("trunk")]
-        assert trunk % 10 == 0
+        assert trunk == trunk.round()
         experts = one_round[[b.startswith("expert/") for b in blocks]]
         assert (experts <= trunk).all()
         assert ((experts == 0) | (experts >= 10)).all()

@@ -10,11 +10,10 @@ import pytest
 import torch
 from oncofed.client.privacy.dp_sgd import PatientGradients, cover
 from oncofed.client.privacy.separable import check_layers, check_separable
-from oncofed.client.privacy.train import train_privately
+from oncofed.client.privacy.train import bounded, check_sent, train_privately
 from oncofed.common.errors import Refusal
 from oncofed.common.models.branches import TileEncoder
 from oncofed.common.models.build import Predictor, get_weights
-from oncofed.common.models.layers import NoisyTopKGate
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.noise import SecureNoise
 from oncofed.common.survival import cox_loss
@@ -235,42 +234,6 @@ def test_a_tensor_by_keyword_is_refused() -> None:
         model(input=torch.randn(4, 3))
 
 
-def test_parameters_outside_their_forward_are_refused() -> None:
-    study = study_of("gene_moe")
-    model = model_of(study)
-    losses = losses_of(model, study, patients(N))
-    with PatientGradients.opened(model, 1.0) as gradients:
-        model.encoder.attention_gate = _Bare(model.encoder.attention_gate)
-        with pytest.raises(Refusal, match="outside its own forward"):
-            gradients.clipped_sum([losses])
-
-
-class _Bare(NoisyTopKGate):
-    """A gate that uses its weight without a call."""
-
-    def __init__(self, gate: NoisyTopKGate) -> None:
-        torch.nn.Module.__init__(self)
-        self.top_k, self.norm, self.weight, self.noise, self.cancer = (
-            gate.top_k,
-            gate.norm,
-            gate.weight,
-            gate.noise,
-            gate.cancer,
-        )
-
-    def route(self, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        return NoisyTopKGate.route(_Called(self), *args, **kwargs)  # type: ignore[arg-type]
-
-
-class _Called:
-    def __init__(self, gate: NoisyTopKGate) -> None:
-        self.gate = gate
-        self.weight, self.noise, self.top_k = gate.weight, gate.noise, gate.top_k
-
-    def __call__(self, x: torch.Tensor, cancer: torch.Tensor) -> torch.Tensor:
-        return NoisyTopKGate.forward(self.gate, x, cancer)
-
-
 def coupled(kind: str) -> object:
     """Losses of some patients that depend on who else is there."""
     study = study_of("gene_moe, classes", training__balance=0.0)
@@ -344,3 +307,98 @@ def test_gradients_of_patients_with_several_tiles_are_theirs() -> None:
 
 def test_all_kinds_have_the_genes_that_the_toy_says() -> None:
     assert patients().x_BG.shape[1] == GENES
+
+
+# -- numbers of a hostile coordinator's choice -------------------------------------------------------------------------
+
+
+def longest(model: Predictor, losses: object, n: int, clip: float) -> float:
+    """The longest clipped gradient of one patient alone, in clips, as a single-precision step makes it."""
+    with PatientGradients.opened(model, clip) as gradients:
+        lengths = []
+        for i in range(n):
+            total = gradients.clipped_sum([lambda _, i=i: losses(torch.tensor([i]))])  # type: ignore[operator]
+            lengths.append(float(torch.cat([t.double().flatten() for t in total]).norm()))
+    return max(lengths) / clip
+
+
+@pytest.mark.parametrize("power", [0, 20, 40, 60])
+@pytest.mark.parametrize("clip", [1e-3, 1.0])
+def test_weights_that_cancel_do_not_make_a_clipped_gradient_longer(power: int, clip: float) -> None:
+    """Heads that add up to nothing behind a huge latent layer: two passes back would round differently, by 10^6 clips."""
+    study = study_of("gene_moe, no experts", training__balance=0.0)
+    model = model_of(study).float()
+    with torch.no_grad():
+        w = torch.randn_like(model.head.shared)
+        model.head.shared.copy_(w * 2.0**power)
+        model.head.own.copy_(-model.head.shared / model.head.ratio)
+        model.encoder.latent.weight.mul_(2.0**power)
+    batch = patients(30)
+    batch = type(batch)(**{k: _single(v) for k, v in vars(batch).items()})
+    assert longest(model, losses_of(model, study, batch), 30, clip) <= 1.000001
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1.0, 1e15])
+def test_gradients_too_small_or_large_for_their_squares_are_clipped_all_the_same(scale: float) -> None:
+    model = torch.nn.Linear(5, 1, bias=False)
+    x = torch.randn(12, 5) * scale
+    assert longest(model, lambda rows: model(x[rows]).squeeze(1), 12, 1e-3) <= 1.000001
+
+
+def test_norms_of_slides_do_not_cancel() -> None:
+    """Tiles with a level in common and scores that add up to nothing: a Gram matrix in single precision says 0."""
+    encoder = TileEncoder(5, 6, 3, dropout=0.0)
+    with torch.no_grad():
+        encoder.norm.weight.fill_(1e-3)
+        encoder.norm.bias.fill_(300.0)
+    owner = torch.arange(4).repeat_interleave(40)
+    tiles = torch.randn(160, 5)
+
+    def losses(rows: torch.Tensor) -> torch.Tensor:
+        (i,) = rows.tolist()
+        mine = torch.nonzero(owner == i).squeeze(1)
+        return 100.0 * encoder.in_step(tiles[mine], torch.zeros(40, dtype=torch.long), 1, None)[0].sum(1)
+
+    assert longest(encoder, losses, 4, 0.01) <= 1.000001  # type: ignore[arg-type]
+
+
+def test_a_patients_tiles_do_not_depend_on_the_longest_slide() -> None:
+    encoder = TileEncoder(5, 6, 3, dropout=0.0)
+    with torch.no_grad():
+        encoder.score.weight.fill_(-1e12)  # far below any finite mask
+    tiles = torch.randn(7, 5)
+    alone = encoder.in_step(tiles[:2], torch.tensor([0, 0]), 1, None)[0]
+    beside = encoder.in_step(tiles, torch.tensor([0, 0, 1, 1, 1, 1, 1]), 2, None)[0]
+    torch.testing.assert_close(alone[0], beside[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weights": 1e4}, r"reach .* takes numbers up to 1000"),
+        ({"weights": float("nan")}, "reach nan"),
+        ({"load": np.full(4, 1e38)}, "is no 4 shares of one"),
+        ({"load": np.full(4, np.nan)}, "is no 4 shares of one"),
+        ({"load": np.full((7, 1, 4), 0.1)}, "is no 4 shares of one"),
+        ({"load": np.array([-1.0, 1.0, 0.5, 0.5])}, "is no 4 shares of one"),
+    ],
+)
+def test_weights_and_loads_of_no_trained_model_are_refused(change: dict[str, object], says: str) -> None:
+    study = study_of("gene_moe", privacy__unit="patient", panel__scale_by="patient", task__time_edges=(0, 12, 24, 36))
+    model = model_of(study).float()
+    weights = {n: v.copy() for n, v in get_weights(model).items()}
+    load: dict[str, np.ndarray] = {g: np.full(n, 1.0 / n) for g, n in model.mixtures().items()}
+    if "weights" in change:
+        weights["encoder.latent.weight"][0, 0] = change["weights"]
+    if "load" in change:
+        load["expert"] = change["load"]  # type: ignore[assignment]
+    with pytest.raises(Refusal, match=says):
+        check_sent(model, weights, load)
+
+
+def test_numbers_of_a_patient_end_somewhere() -> None:
+    batch = patients(4)
+    batch.x_BG[0, :3] = torch.tensor([float("inf"), float("nan"), 1e30], dtype=torch.float64)
+    cut = bounded(batch)
+    assert cut.x_BG[0, :3].tolist() == [10.0, 0.0, 10.0]
+    torch.testing.assert_close(cut.x_BG[1:], batch.x_BG[1:])
