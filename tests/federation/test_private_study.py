@@ -507,3 +507,138 @@ def test_a_site_may_declare_the_cancer_types_that_it_treats(hospitals: Hospitals
     mine = np.array(results["folds"][0]["site_evidence"]["Bergen"])
     behind = {b: mine[blocks.index(b)] for b in blocks if b.startswith("cancer/")}
     assert {b for b, n in behind.items() if n} == {"cancer/BRCA", "cancer/LUAD"}
+
+
+# -- a coordinator who asks cleverly -----------------------------------------------------------------------------------
+
+
+def question(study: Study, model: SavedModel, **more: Any) -> dict[str, Any]:
+    from oncofed.server.inquiry import greeting
+
+    return {
+        **greeting(study),
+        "fold": 0,
+        "round": 1,
+        "phase": "train",
+        "panel_hash": model.panel.hash,
+        "cancers": list(model.cancers),
+        "grid": list(model.grid.starts),
+        "noise_scale": promise_of(study).scale,
+        **more,
+    }
+
+
+def arrays_of(model: SavedModel) -> dict[str, np.ndarray]:
+    from oncofed.common.blocks import under
+
+    load = {"load/expert": np.full(4, 0.25), "load/attention": np.full(3, 1 / 3)}
+    return {
+        **under("weights/", model.weights),
+        **load,
+        "covariate_mean": np.zeros(0),
+        "covariate_sd": np.zeros(0),
+        **model.scales["rna"].arrays(),
+    }
+
+
+@pytest.fixture
+def trained(hospitals: Hospitals, small_study: Make) -> tuple[Hospitals, Study, SavedModel]:
+    study = small_study(**PRIVATE, privacy__epsilon=4.0)
+    hospitals.run(study)
+    return hospitals, study, SavedModel.read(Path(study.runtime.out) / "model-fold-0.safetensors")
+
+
+def told(
+    hospitals: Hospitals, kind: str, ask: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], Any]:
+    (reply,) = hospitals.grid().send_and_receive([Message(wire.request(ask, arrays), 1000, kind)])
+    return wire.read_config(reply.content, "from"), wire.read_arrays(reply.content)
+
+
+def test_a_site_answers_alike_whoever_is_in_the_part_that_is_asked_for(
+    trained: tuple[Hospitals, Study, SavedModel],
+) -> None:
+    """Cancer types, folds and seeds are the coordinator's: counts and refusals by part would tell who is in it."""
+    hospitals, study, model = trained
+    counts = set()
+    for i, (cancers, seed) in enumerate([(["BRCA"], 1), (["UVM"], 2), (["BRCA", "LUAD"], 3), (list(model.cancers), 4)]):
+        part = study.changed(seed=seed, privacy__epsilon=0.01, name=f"part-{i}")
+        by_cancer = ("gate.cancer", "head.own", "head.log_baseline")
+        few = {n: v[: len(cancers)] if n.endswith(by_cancer) else v for n, v in arrays_of(model).items()}
+        ask = question(part, model, cancers=cancers)
+        config, arrays = told(hospitals, wire.TRAIN, ask, few)
+        assert "refusal" not in config, config
+        assert np.abs(arrays["encoder.shared.weight"]).sum() > 0  # noise, of nobody as of many
+        counts.add(config["patients"])
+    assert len(counts) == 1
+
+
+def test_a_patient_whose_risk_is_no_number_does_not_show(
+    trained: tuple[Hospitals, Study, SavedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that make the risk infinite for some patients alone would turn a failed answer into a question about them."""
+    hospitals, study, model = trained
+    asked = study.changed(evaluation__epsilon=0.5, privacy__epsilon=1.0, name="asked")
+    weights = arrays_of(model)
+    weights["weights/head.shared"] = np.full_like(weights["weights/head.shared"], np.inf)
+    edges = {
+        "evaluation/risk_edges": np.tile(np.linspace(-2, 2, 7), (len(model.cancers), 1)),
+        "evaluation/time_edges": np.array([12.0, 24.0]),
+    }
+    config, arrays = told(hospitals, wire.EVALUATE, question(asked, model, table=True, round=0), weights | edges)
+    assert "refusal" not in config, config
+    assert set(arrays) == {"table", "pairs"}
+
+
+def test_what_goes_wrong_after_the_payment_is_told_in_one_sentence(
+    trained: tuple[Hospitals, Study, SavedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospitals, study, model = trained
+
+    def fail(*args: Any, **keys: Any) -> None:
+        raise ValueError("patient P7 is odd")
+
+    monkeypatch.setattr(answers, "train_privately", fail)
+    again = study.changed(name="again", privacy__epsilon=0.5)
+    config, _ = told(hospitals, wire.TRAIN, question(again, model), arrays_of(model))
+    assert str(config["refusal"]).endswith("no answer to 'train'; its engineer finds the reason in the site's own log")
+    assert any(s.unsettled == 1 for s in hospitals.ledger().studies())  # and counts in full
+
+
+def test_two_nodes_of_one_site_have_one_budget(trained: tuple[Hospitals, Study, SavedModel], tmp_path: Path) -> None:
+    hospitals, study, _ = trained
+    hospitals.works = [tmp_path / "another" / f.name for f in hospitals.folders]
+    with pytest.raises(NotEnoughSites, match="budget of 8"):
+        hospitals.run(study.changed(name="another", privacy__epsilon=7.9))
+
+
+def test_evidence_of_another_study_of_the_same_name_is_not_taken(hospitals: Hospitals, small_study: Make) -> None:
+    keys = PRIVATE | {"privacy__evidence": "noised", "privacy__epsilon": 2.0, "training__rounds": 2}
+    hospitals.run(small_study(**keys))
+    hospitals.run(small_study(**keys, model__experts=3))
+    files = list((hospitals.works[0] / "evidence").glob("*.npy"))
+    assert len(files) == 2
+    assert len({len(np.load(f)) for f in files}) == 2
+
+
+def test_shares_of_experts_that_are_no_numbers_count_nothing() -> None:
+    import torch
+    from oncofed.client.privacy.train import _bounded
+
+    share = torch.tensor([[float("nan"), 1.0], [float("inf"), -1.0], [0.25, 0.75], [3.0, 3.0]])
+    cut = _bounded(share)
+    assert torch.isfinite(cut).all()
+    assert (cut >= 0).all()
+    assert (cut.sum(1) <= 1 + 1e-6).all()
+    torch.testing.assert_close(cut[2], share[2])
+
+
+def test_one_patients_cell_does_not_change_what_the_others_say() -> None:
+    from oncofed.client.data.cohort import encode_covariates
+
+    rows = pd.DataFrame({"stage": [1.0, 2.0, np.nan, 3.0]})
+    odd = pd.DataFrame({"stage": [1.0, 2.0, np.nan, 3.0, 2.5]})
+    a, b = (encode_covariates(r, ("stage=1|2|3",), "s") for r in (rows, odd))
+    np.testing.assert_array_equal(a, b[:4])
+    assert np.isfinite(a[[0, 1, 3]]).all()
+    assert np.isnan(b[4]).all()
