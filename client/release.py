@@ -1,6 +1,6 @@
 """The one door: every sum that leaves passes the policy, a check of its numbers, and the release log.
 
-Suppression, rounding, noise and the masks of later steps belong here and nowhere else.
+Suppression, rounding, noise and the step into a sum under masks belong here and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,8 @@ class Door:
     log: Path
     simulated: bool = False
     reserved: list[Release] = field(default_factory=list)
+    masks: list[Callable[[Sum], wire.Config]] = field(default_factory=list)
+    """Where the study sums under masks: what keeps a sum at the site and says what leaves in its stead."""
 
     @property
     def ledger(self) -> Ledger:
@@ -111,7 +113,7 @@ class Door:
         if kept is not None:
             config, arrays = kept
             self._write(f"{release.purpose} again", config, arrays, 0)
-            raise Answered(wire.reply(self.site, config, arrays))
+            raise Answered(self._pack(config, arrays))
         self.ledger.reserve(release.id, release.study, release.purpose, release.mechanisms, cap=release.cap)
         self.reserved.append(release)
 
@@ -119,6 +121,10 @@ class Door:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
         p = self.policy
+        if p.require_secure_sum:
+            raise Refusal(
+                f"site {self.site}: an analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum)"
+            )
         if p.require_privacy and not plan.epsilon:
             raise Refusal(
                 f"site {self.site}: the analysis has no epsilon, its policy answers none without (require_privacy); set epsilon"
@@ -151,6 +157,11 @@ class Door:
             raise Refusal(
                 f"site {self.site}: the study promises privacy.unit = '{study.privacy.unit}', its policy answers 'patient' alone "
                 "(require_privacy); set privacy.unit = 'patient'"
+            )
+        if self.policy.require_secure_sum and not study.privacy.secure_sum:
+            raise Refusal(
+                f"site {self.site}: the study lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
+                "privacy.secure_sum = true"
             )
         p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
         if alone and not p.own_model:
@@ -190,8 +201,8 @@ class Door:
     def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
-        # noise covers one patient as well as many
-        wanted = 0 if answer.epsilon else self.policy.min_cell if kind in TABLES else self.policy.min_patients
+        # noise covers one patient as well as many, and a mask all of them, who were counted when the question was answered
+        wanted = 0 if answer.epsilon or kind == wire.MASKED else self.policy.min_cell if kind in TABLES else self.policy.min_patients
         total = self._noisy(kind, config, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(
@@ -205,12 +216,18 @@ class Door:
                 )
         if answer.groups and not answer.epsilon and self.policy.min_cell > 1:
             self._remember(kind, answer)
-        content = wire.reply(self.site, config, total)
+        content = self._pack(config, total)
         for release in self.reserved:
             self.answers.keep(release.id, release.question, config, total or {})
             self.ledger.settle(release.id)
         self._write(kind, config, total or {}, patients)
         return content
+
+    def _pack(self, config: wire.Config, total: Sum | None) -> RecordDict:
+        """An answer for the server: the sum, or, where the study sums under masks, the keys to do it with."""
+        if self.masks and total:
+            return wire.reply(self.site, config | self.masks[0](total))
+        return wire.reply(self.site, config, total)
 
     def _remember(self, kind: str, answer: Answer) -> None:
         """Refuse what together with an earlier table would single patients out, and remember this one."""

@@ -19,11 +19,13 @@ from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_mod
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet
+from oncofed.client.members import Identity
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
+from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
@@ -90,6 +92,8 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        if self.study.privacy.secure_sum and kind != wire.HELLO:
+            door.masks.append(lambda total: self._under_masks(kind, total, forget=door.simulated))
         mechanisms = self._mechanisms(kind)
         if mechanisms:
             door.reserve(self._release(kind, mechanisms))
@@ -117,15 +121,30 @@ class Session:
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
         """The release under an id that is the same when the server asks again."""
-        told = self.study.model_dump_json(exclude={"runtime"})
-        study = f"{self.study.name} {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        study = f"{self.study.name} {hashlib.sha256(self._told.encode()).hexdigest()[:8]}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
-        asked = {k: v for k, v in self.ask.items() if k not in ("study_json", "package")}
-        question = _digest(
-            [told, asked, {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}]
-        )
         cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
-        return Release(f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", question, study, what, mechanisms, cap)
+        return Release(f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap)
+
+    @property
+    def _told(self) -> str:
+        """The study without what is not part of its promise."""
+        return self.study.model_dump_json(exclude={"runtime"})
+
+    @cached_property
+    def _asked(self) -> str:
+        """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package"))
+        sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
+        return _digest([self._told, asked, sent])
+
+    def _under_masks(self, kind: str, total: Sum, *, forget: bool) -> wire.Config:
+        """Keep a sum that may leave for the exchanges that add it to the others' under masks; what the answer says of it."""
+        privacy = self.study.privacy
+        sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
+        question = _digest([kind, self._asked])
+        bits = self.ask.get("bits")
+        return sums.begin(question, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
 
     @property
     def fold(self) -> int:
@@ -158,7 +177,10 @@ class Session:
 
     def greeting(self) -> wire.Config:
         """What the site says of itself, without a count of patients."""
-        return greet(self.site, self.work, self.study, self.policy)
+        told = greet(self.site, self.work, self.study, self.policy)
+        if self.study.privacy.secure_sum:
+            told["identity"] = Identity.of(self.work, self.site.name).public.hex()
+        return told
 
     @cached_property
     def beside(self) -> Beside:

@@ -21,3 +21,13 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def write_secret(path: Path, content: bytes, *, lasting: bool = False) -> None:
+    """Replace a file that its owner alone may read; a `lasting` one is on the disk when this returns."""
+    with replacing(path) as temporary:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
