@@ -282,13 +282,15 @@ class Door:
             "time": _now(),
             "kind": kind,
             "study": config.get("study", ""),
-            **{k: config[k] for k in ("analysis", "plan", "step") if k in config},
+            **{k: config[k] for k in ("analysis", "plan", "step", "members") if k in config},
             "fold": config.get("fold", -1),
             "round": config.get("round", 0),
             "patients": patients,
             "arrays": {name: list(value.shape) for name, value in total.items()},
             "bytes": sum(value.nbytes for value in total.values()),
         }
+        if self.masks and total:
+            line["under_masks"] = True  # the sum stays here until its masked words leave, with a line of their own
         if not self.simulated:
             line["sha256"] = _digest(total)
         self.log.parent.mkdir(parents=True, exist_ok=True)

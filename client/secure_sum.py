@@ -36,6 +36,7 @@ class State:
     """What a site knows of an open sum. Secrets are in hex; `members` has identity, channel, mask and signature by name."""
 
     question: str
+    slot: str
     study: str
     bits: int
     asked_threshold: int
@@ -71,10 +72,13 @@ class SecureSums:
 
     # -- the question itself -------------------------------------------------------------------------------------------
 
-    def begin(self, question: str, study: str, total: Sum, bits: int, threshold: int, *, forget: bool = False) -> wire.Config:
+    def begin(
+        self, question: str, slot: str, study: str, total: Sum, bits: int, threshold: int, *, forget: bool = False
+    ) -> wire.Config:
         """Keep an answer that may leave, as integers, and give two fresh public keys, signed, in its stead.
 
-        Other open sums of the study are at an end. `forget` also forgets how the same question ended before: of simulated sites.
+        `slot` names the question's place in the study, which has one question, ever: a round asked again with other numbers would give
+        the server a second total. Other open sums of the study are at an end. `forget` forgets what was before: of simulated sites.
         """
         try:
             whole, peaks = to_integers(total, bits, f"site {self.site}")
@@ -83,9 +87,15 @@ class SecureSums:
         self._clear(study)
         if forget:
             self._ended(question).unlink(missing_ok=True)
+            self._slot(slot).unlink(missing_ok=True)
+        elif self._slot(slot).exists() and self._slot(slot).read_text() != question:
+            raise Refusal(
+                f"site {self.site}: this place in the study had another question, and its total is known; go on where the study stands, or "
+                "begin one of another name"
+            )
         channel, mask = masks.new_private_key(), masks.new_private_key()
         shapes = {name: list(value.shape) for name, value in whole.items()}
-        state = State(question, study, bits, threshold, shapes, peaks, channel.hex(), mask.hex())
+        state = State(question, slot, study, bits, threshold, shapes, peaks, channel.hex(), mask.hex())
         self._write(state)
         with replacing(self._place(question) / "words.npy") as temporary:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -238,6 +248,7 @@ class SecureSums:
             "key_shares": [state.shares[name][1] for name in lost],
         }
         # on the disk before it leaves: no crash makes a second answer possible
+        write_secret(self._slot(state.slot), question.encode(), lasting=True)
         write_secret(ended, json.dumps(said).encode(), lasting=True)
         shutil.rmtree(self._place(question))
         return {"seed_shares": said["seed_shares"], "key_shares": said["key_shares"]}
@@ -249,6 +260,9 @@ class SecureSums:
 
     def _ended(self, question: str) -> Path:
         return self.work / FOLDER / "ended" / f"{question}.json"
+
+    def _slot(self, slot: str) -> Path:
+        return self.work / FOLDER / "ended" / f"{slot}.question"
 
     def _write(self, state: State) -> None:
         self._place(state.question).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -317,4 +331,5 @@ class SumSession:
         return Answer({}, self.sums.masked(self.question, self.ask))
 
     def unmask(self) -> Answer:
-        return Answer(self.sums.unmask(self.question, self.ask))
+        # the hospital's log shows of whom the total is
+        return Answer(self.sums.unmask(self.question, self.ask) | {"members": _texts(self.ask, "came")})

@@ -27,6 +27,7 @@ from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
 from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
+from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
@@ -43,6 +44,9 @@ from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
 
 log = logging.getLogger("oncofed.client")
+
+PLACES = ("powers", "validation", "final", "table", ORDER, wire.NETWORK_GENES)
+"""What tells the questions of one kind and round of a study apart."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,9 @@ class Session:
         sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
         question = _digest([kind, self._asked])
         bits = self.ask.get("bits")
-        return sums.begin(question, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
+        flags = [k for k in PLACES if self.ask.get(k) or k in self.arrays]
+        slot = _digest([self._told, kind, self.fold, self.phase, self.round, flags])
+        return sums.begin(question, slot, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
 
     @property
     def fold(self) -> int:

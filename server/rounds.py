@@ -63,8 +63,9 @@ class Rounds:
                 if self._patience_is_over():
                     break
                 self._round(round_)
-                # noise that is drawn again after a crash would be another release
-                if self.strategy.cover is not None or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                # noise that is drawn again after a crash would be another release, and a total of others is refused
+                kept = self.strategy.cover is not None or self.inquiry.study.privacy.secure_sum
+                if kept or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
                     self.save()
                     saved = time.monotonic()
                 point = self.curve[-1]
