@@ -127,7 +127,9 @@ def train(session: Session) -> Answer:
         return Answer(_told_of_many(session, batch), total, len(batch))
     if session.study.privacy.secure_sum:
         return Answer(
-            _told_of_many(session, batch), total | {LOSS: np.array([loss * len(batch), len(batch)])}, _seen(session, cohort)
+            _told_of_many(session, batch),
+            total | {LOSS: np.array([loss * len(batch), len(batch)])},
+            _seen(session, cohort),
         )
     seconds = time.perf_counter() - begin
     config: wire.Config = {

@@ -75,8 +75,8 @@ class Pins:
         file = self.work / PINS
         seen: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
         new = {name: identity.hex() for name, identity in sorted(identities.items()) if name != self.site}
-        for name, identity in new.items():
-            self._same(name, identities[name], seen.get(name, identity), PINS)
+        for name, now in new.items():
+            self._same(name, identities[name], seen.get(name, now), PINS)
         if not new.keys() <= seen.keys():
             write_text(file, json.dumps(seen | new, indent=1, sort_keys=True))
 
@@ -94,6 +94,6 @@ class Pins:
                 raise ValueError
         except (ValueError, OSError):
             raise Refusal(
-                f"site {self.site}: its {ROSTER} cannot be used; wanted lines of name = \"64 hex digits\", as identity.pub of each member has"
+                f'site {self.site}: its {ROSTER} cannot be used; wanted lines of name = "64 hex digits", as identity.pub of each member has'
             ) from None
         return {name: value.lower() for name, value in known.items()}

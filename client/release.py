@@ -202,7 +202,13 @@ class Door:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
         # noise covers one patient as well as many, and a mask all of them, who were counted when the question was answered
-        wanted = 0 if answer.epsilon or kind == wire.MASKED else self.policy.min_cell if kind in TABLES else self.policy.min_patients
+        wanted = (
+            0
+            if answer.epsilon or kind == wire.MASKED
+            else self.policy.min_cell
+            if kind in TABLES
+            else self.policy.min_patients
+        )
         total = self._noisy(kind, config, answer) if answer.epsilon else self._withhold(kind, answer)
         if total is not None and patients < wanted:
             raise Refusal(

@@ -25,7 +25,7 @@ from oncofed.client.resident import Resident
 from oncofed.common import masks, shamir, wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
-from oncofed.common.files import replacing, write_secret
+from oncofed.common.files import secret_file, write_secret
 from oncofed.common.fixed_point import check_reach, to_integers
 
 FOLDER = "secure-sums"
@@ -97,9 +97,8 @@ class SecureSums:
         shapes = {name: list(value.shape) for name, value in whole.items()}
         state = State(question, slot, study, bits, threshold, shapes, peaks, channel.hex(), mask.hex())
         self._write(state)
-        with replacing(self._place(question) / "words.npy") as temporary:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                np.save(file, masks.flatten(whole))
+        with secret_file(self._place(question) / "words.npy") as file:
+            np.save(file, masks.flatten(whole))
         me = Identity.of(self.work, self.site).signed(
             question, self.site, masks.public_key(channel), masks.public_key(mask)
         )
@@ -116,13 +115,20 @@ class SecureSums:
     def share(self, question: str, ask: wire.Config) -> wire.Config:
         """Hold every member's keys against signature and pin; share the site's two secrets among all, sealed for each."""
         state = self._read(question)
-        names, parts = _texts(ask, "members"), [_texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")]
+        names, parts = (
+            _texts(ask, "members"),
+            [_texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")],
+        )
         if names != sorted(set(names)) or any(len(p) != len(names) for p in parts):
-            raise Refusal(f"site {self.site}: the members of the sum are {names[:5]}, wanted sorted names with one key of each kind")
+            raise Refusal(
+                f"site {self.site}: the members of the sum are {names[:5]}, wanted sorted names with one key of each kind"
+            )
         members = {name: list(keys) for name, keys in zip(names, zip(*parts, strict=True), strict=True)}
         if state.members:
             if state.members != members:
-                raise Refusal(f"site {self.site}: its secrets of this sum are shared already, among other members or keys")
+                raise Refusal(
+                    f"site {self.site}: its secrets of this sum are shared already, among other members or keys"
+                )
         else:
             state = self._shared(dataclasses.replace(state, members=members))
         others = [name for name in names if name != self.site]
@@ -142,10 +148,14 @@ class SecureSums:
         private_channel, private_mask = bytes.fromhex(state.channel), bytes.fromhex(state.mask)
         mine = identity.public, masks.public_key(private_channel), masks.public_key(private_mask)
         if own is None or (own.identity, own.channel, own.mask) != mine:
-            raise Refusal(f"site {self.site}: the members of the sum do not hold the keys that it gave for this question")
+            raise Refusal(
+                f"site {self.site}: the members of the sum do not hold the keys that it gave for this question"
+            )
         for name, member in members.items():
             if not masks.is_signed(member, state.question, name):
-                raise Refusal(f"site {self.site}: the keys of '{name}' are not signed by its identity for this question")
+                raise Refusal(
+                    f"site {self.site}: the keys of '{name}' are not signed by its identity for this question"
+                )
         if len({m.mask for m in members.values()} | {m.channel for m in members.values()}) != 2 * len(members):
             raise Refusal(f"site {self.site}: two members of the sum have one key")
         Pins(self.folder, self.work, self.site).check({name: m.identity for name, m in members.items()})
@@ -187,7 +197,9 @@ class SecureSums:
             or not set(sharers) <= state.members.keys()
             or len(sealed) != len(others)
         ):
-            raise Refusal(f"site {self.site}: those who shared are {sharers[:5]}, wanted sorted members of the sum, itself among them")
+            raise Refusal(
+                f"site {self.site}: those who shared are {sharers[:5]}, wanted sorted members of the sum, itself among them"
+            )
         self._enough(len(sharers), "members who shared", state.threshold)
         members, context = state.roster, masks.context_of(question, state.roster)
         if state.sharers and state.sharers != sharers:
@@ -235,9 +247,13 @@ class SecureSums:
         if not state.sharers:
             raise Refusal(f"site {self.site}: it has sent no sum under masks, so there is nothing to unmask")
         if came != sorted(set(came)) or lost != sorted(set(lost)) or set(came) & set(lost):
-            raise Refusal(f"site {self.site}: a hospital is both in the total and lost, or named twice; nothing is told of either")
+            raise Refusal(
+                f"site {self.site}: a hospital is both in the total and lost, or named twice; nothing is told of either"
+            )
         if set(came) | set(lost) != set(state.sharers):
-            raise Refusal(f"site {self.site}: the total and the lost are not those who shared ({', '.join(state.sharers)})")
+            raise Refusal(
+                f"site {self.site}: the total and the lost are not those who shared ({', '.join(state.sharers)})"
+            )
         if self.site not in came:
             raise Refusal(f"site {self.site}: the total is said to be without it, though it has sent its sum")
         self._enough(len(came), "members in the total", state.threshold)

@@ -128,7 +128,9 @@ class Session:
         study = f"{self.study.name} {hashlib.sha256(self._told.encode()).hexdigest()[:8]}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
         cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
-        return Release(f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap)
+        return Release(
+            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap
+        )
 
     @property
     def _told(self) -> str:

@@ -159,9 +159,12 @@ def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
 
 
-def unflatten(words: np.ndarray, shapes: Mapping[str, tuple[int, ...]], dtype: type = np.uint64) -> dict[str, np.ndarray]:
+def unflatten(
+    words: np.ndarray, shapes: Mapping[str, tuple[int, ...]], dtype: type = np.uint64
+) -> dict[str, np.ndarray]:
     """The inverse of `flatten`."""
-    out, at = {}, 0
+    out: dict[str, np.ndarray] = {}
+    at = 0
     for name in sorted(shapes):
         size = int(np.prod(shapes[name], dtype=np.int64))
         out[name] = words[at : at + size].view(dtype).reshape(shapes[name])

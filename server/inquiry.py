@@ -99,9 +99,7 @@ class Inquiry:
             return self.roster.ask(kind, config, None, round_=round_, concerns=each.__contains__, each=each)
 
         asked = self.study.privacy.secure_threshold
-        sum_ = SecureSum(
-            self.roster, exchange, kind, round_, shapes, bits, self.aggregation.min_sites, asked, check
-        )
+        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, self.aggregation.min_sites, asked, check)
         return sum_.gather(self.ask(kind, config | {"bits": bits}, arrays, phase=phase, round_=round_))
 
     @property

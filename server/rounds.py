@@ -18,8 +18,8 @@ from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
-from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.aggregate import UPDATE_BITS
+from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.roster import NotEnoughSites
 from oncofed.server.statistics import Frame

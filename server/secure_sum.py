@@ -72,7 +72,9 @@ class SecureSum:
         for site, (_, question, member) in sorted(found.items()):
             if question != self.question:
                 self._leave_out(
-                    site, self.kind, "it understood another question than the others; install the same oncofed version on all sides"
+                    site,
+                    self.kind,
+                    "it understood another question than the others; install the same oncofed version on all sides",
                 )
             elif not masks.is_signed(member, question, site):
                 self._leave_out(site, self.kind, "its keys are not signed by the identity of its greeting")
@@ -106,7 +108,7 @@ class SecureSum:
         ):
             config[key] = [getattr(m, of).hex() for m in self.members.values()]
         sealed, commitments = {}, {}
-        for answer in self.exchange(wire.SHARES, config, dict.fromkeys(names, {})):
+        for answer in self.exchange(wire.SHARES, config, {name: {} for name in names}):
             others = [name for name in names if name != answer.site]
             texts = answer.config.get("sealed")
             try:
@@ -130,7 +132,9 @@ class SecureSum:
             try:
                 one = answer.arrays
                 if {n: v.shape for n, v in one.items()} != {n: tuple(s) for n, s in self.shapes.items()}:
-                    odd = sorted(n for n in one.keys() | self.shapes.keys() if n not in one or one[n].shape != self.shapes.get(n))
+                    odd = sorted(
+                        n for n in one.keys() | self.shapes.keys() if n not in one or one[n].shape != self.shapes.get(n)
+                    )
                     raise ValueError(f"the sum has other arrays or shapes than asked for: {odd[:5]}")
                 if any(v.dtype != np.uint64 for v in one.values()):
                     raise ValueError("a sum under masks must be of 64-bit words")
@@ -147,7 +151,7 @@ class SecureSum:
         shares: dict[str, dict[int, bytes]] = {name: {} for name in [*came, *lost]}
         given: list[int] = []
         config: wire.Config = {"sum": self.question, "came": came, "lost": lost}
-        for answer in self.exchange(wire.UNMASK, config, dict.fromkeys(came, {})):
+        for answer in self.exchange(wire.UNMASK, config, {name: {} for name in came}):
             told = [answer.config.get(key) for key in ("seed_shares", "key_shares")]
             try:
                 if [len(t) if isinstance(t, list) else -1 for t in told] != [len(came), len(lost)]:
@@ -165,12 +169,16 @@ class SecureSum:
         for name in came:
             seed = self._secret(shares[name], weights, name, "seed")
             if masks.commitment(seed, context, name) != commitments[name]:
-                raise NotEnoughSites(f"'{self.kind}': the shares of {name}'s seed give another one than it committed to")
+                raise NotEnoughSites(
+                    f"'{self.kind}': the shares of {name}'s seed give another one than it committed to"
+                )
             masks.add_mask(words, seed, -1)
         for name in lost:
             key = self._secret(shares[name], weights, name, "mask key")
             if masks.public_key(key) != self.members[name].mask:
-                raise NotEnoughSites(f"'{self.kind}': the shares of {name}'s mask key give another one than its public key's")
+                raise NotEnoughSites(
+                    f"'{self.kind}': the shares of {name}'s mask key give another one than its public key's"
+                )
             for other in came:
                 seed = masks.pair_seed(key, self.members[other].mask, context)
                 masks.add_mask(words, seed, -masks.pair_sign(other, name))

@@ -60,9 +60,7 @@ def test_the_model_is_that_of_clear_sums_to_the_last_bit(
     """Weights, scale and explanation, and what is measured of them; of no site any part."""
     clear = small_study(**keys, runtime__out=str(tmp_path / "clear"))
     secure = clear.changed(privacy__secure_sum=True, runtime__out=str(tmp_path / "secure"))
-    told = [
-        Hospitals(consortium, tmp_path / s.runtime.out, OPEN).run(s) for s in (clear, secure)
-    ]
+    told = [Hospitals(consortium, tmp_path / s.runtime.out, OPEN).run(s) for s in (clear, secure)]
     assert told[1]["left_out"] == []
     assert weights(clear) == weights(secure)
     a, b = (r["folds"][0] for r in told)
@@ -104,7 +102,10 @@ def test_no_reply_holds_a_sum_in_clear(hospitals: Hospitals, small_study: Make) 
     lines = [line for line in hospitals.log() if line.get("under_masks")]
     sent = [line for line in hospitals.log() if line["kind"] == wire.MASKED]
     assert len(lines) == len(sent)
-    assert all(a["arrays"].keys() == b["arrays"].keys() and a["sha256"] != b["sha256"] for a, b in zip(lines, sent, strict=True))
+    assert all(
+        a["arrays"].keys() == b["arrays"].keys() and a["sha256"] != b["sha256"]
+        for a, b in zip(lines, sent, strict=True)
+    )
 
 
 @pytest.fixture
@@ -112,10 +113,19 @@ def hospitals(consortium: Path, tmp_path: Path) -> Hospitals:
     return Hospitals(consortium, tmp_path / "hospitals", OPEN)
 
 
-@pytest.mark.parametrize("kind", [wire.TRAIN, wire.SHARES, wire.MASKED, wire.UNMASK])
-@pytest.mark.parametrize("how", ["error", "lost", "lost-reply"])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("error", wire.TRAIN),
+        ("lost", wire.SHARES),
+        ("error", wire.MASKED),
+        ("lost-reply", wire.MASKED),
+        ("lost", wire.UNMASK),
+        ("lost-reply", wire.UNMASK),
+    ],
+)
 def test_a_hospital_that_fails_between_exchanges_does_not_spoil_the_round(
-    hospitals: Hospitals, small_study: Make, tmp_path: Path, kind: str, how: str
+    hospitals: Hospitals, small_study: Make, tmp_path: Path, how: str, kind: str
 ) -> None:
     """The second hospital fails in round 2, at one exchange; the model is that of clear sums over those in the total."""
     exchanges = (wire.TRAIN, wire.SHARES, wire.MASKED, wire.UNMASK)
@@ -148,12 +158,16 @@ def test_two_of_four_lost_stop_the_round_and_nothing_is_known(hospitals: Hospita
     def fault(message: Message) -> str | None:
         return "error" if message.metadata.message_type == wire.MASKED and message.metadata.dst_node_id < 1002 else None
 
-    with pytest.raises(NotEnoughSites, match=r"2 good answers to 'query\.masked' of a secure sum, wanted 3 .* nothing is known"):
+    with pytest.raises(
+        NotEnoughSites, match=r"2 good answers to 'query\.masked' of a secure sum, wanted 3 .* nothing is known"
+    ):
         hospitals.run(small_study(privacy__secure_sum=True), fault)
     assert not any(kind == wire.UNMASK for kind, _, _ in hospitals.messages)
 
 
-def test_a_killed_study_resumes_with_the_same_hospitals_and_no_others(hospitals: Hospitals, small_study: Make, tmp_path: Path) -> None:
+def test_a_killed_study_resumes_with_the_same_hospitals_and_no_others(
+    hospitals: Hospitals, small_study: Make, tmp_path: Path
+) -> None:
     study = small_study(privacy__secure_sum=True, training__rounds=3)
 
     class Killed(Exception):
@@ -196,7 +210,9 @@ def test_patient_level_privacy_under_masks_costs_what_was_promised(hospitals: Ho
     assert "epsilon" in render({"results": results})
 
 
-def test_a_private_round_asked_again_gives_the_same_noise_and_costs_nothing(hospitals: Hospitals, small_study: Make) -> None:
+def test_a_private_round_asked_again_gives_the_same_noise_and_costs_nothing(
+    hospitals: Hospitals, small_study: Make
+) -> None:
     study = small_study(**PRIVATE, privacy__secure_sum=True, training__rounds=3)
     hospitals.run(study)
     once, spent = weights(study), hospitals.ledger().spent()
@@ -234,7 +250,9 @@ def test_three_of_a_consortium_that_wants_four_are_too_few(consortium: Path, tmp
     hospitals = Hospitals(consortium, tmp_path / "h", "min_members = 4\n")
 
     def fault(message: Message) -> str | None:
-        return "error" if message.metadata.message_type == wire.MASKED and message.metadata.dst_node_id == 1003 else None
+        return (
+            "error" if message.metadata.message_type == wire.MASKED and message.metadata.dst_node_id == 1003 else None
+        )
 
     with pytest.raises(NotEnoughSites, match="3 members in the total of a secure sum, wanted 4"):
         hospitals.run(small_study(privacy__secure_sum=True), fault)

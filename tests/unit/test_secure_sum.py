@@ -37,7 +37,9 @@ class Federation:
     Every call makes its site's objects anew, as a process that handles one message does.
     """
 
-    def __init__(self, root: Path, names: list[str], faults: set[tuple[str, str]] | None = None, least: int = 3) -> None:
+    def __init__(
+        self, root: Path, names: list[str], faults: set[tuple[str, str]] | None = None, least: int = 3
+    ) -> None:
         self.root, self.names, self.faults, self.least = root, names, faults or set(), least
         self.asked: list[tuple[str, str, wire.Config]] = []
         self.replies: dict[tuple[str, str], Any] = {}
@@ -53,7 +55,9 @@ class Federation:
     def identity(self, name: str) -> Identity:
         return Identity.of(self.root / name / "work", name)
 
-    def begin(self, sums: Mapping[str, Sum], question: str = QUESTION, slot: str = "slot", **keys: Any) -> Iterator[Answer]:
+    def begin(
+        self, sums: Mapping[str, Sum], question: str = QUESTION, slot: str = "slot", **keys: Any
+    ) -> Iterator[Answer]:
         for name, total in sums.items():
             if (wire.TRAIN, name) in self.faults:
                 continue
@@ -307,7 +311,7 @@ def test_a_roster_lets_nobody_else_in(five: Federation) -> None:
 def test_a_lost_identity_is_refused_with_a_remedy(tmp_path: Path) -> None:
     Identity.of(tmp_path, "A")
     (tmp_path / "identity.key").write_text("not a key")
-    with pytest.raises(Refusal, match="send the new identity.pub to all members"):
+    with pytest.raises(Refusal, match=r"send the new identity\.pub to all members"):
         Identity.of(tmp_path, "A")
 
 
@@ -340,7 +344,9 @@ def test_an_own_mask_alone_hides_a_site_whose_pair_masks_are_known(five: Federat
     words = masks.flatten(five.replies[wire.MASKED, victim].arrays)
     for other in five.names:
         if other != victim:
-            seed = masks.pair_seed(bytes.fromhex(state["mask"]), members[other].mask, masks.context_of(QUESTION, members))
+            seed = masks.pair_seed(
+                bytes.fromhex(state["mask"]), members[other].mask, masks.context_of(QUESTION, members)
+            )
             masks.add_mask(words, seed, -masks.pair_sign(victim, other))
     counts = np.bincount(words.view(np.uint8), minlength=256)
     expected = words.size * 8 / 256
@@ -363,7 +369,10 @@ def test_a_feigned_dropout_gets_shares_of_one_kind_alone(five: Federation) -> No
     everybody: wire.Config = {"came": five.names, "lost": []}
     without_c: wire.Config = {"came": [a, b, d, e], "lost": [c]}
     five.site(a).unmask(QUESTION, everybody)
-    with pytest.raises(Refusal, match="it has answered this question for the total of site A, site B, site C, site D, site E; another total"):
+    with pytest.raises(
+        Refusal,
+        match="it has answered this question for the total of site A, site B, site C, site D, site E; another total",
+    ):
         five.site(a).unmask(QUESTION, without_c)
     # the same again is the same again
     assert five.site(a).unmask(QUESTION, everybody) == five.site(a).unmask(QUESTION, everybody)
