@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,18 @@ def test_three_of_a_consortium_that_wants_four_are_too_few(consortium: Path, tmp
 
     with pytest.raises(NotEnoughSites, match="3 members in the total of a secure sum, wanted 4"):
         hospitals.run(small_study(privacy__secure_sum=True), fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "superlink"])
+def test_engines_give_the_same_total(consortium: Path, tmp_path: Path, small_study: Make, engine: Any) -> None:
+    """Real processes, one for each message of a site: what an exchange needs of the one before lies in files."""
+    shutil.copytree(consortium, tmp_path / "sites", ignore=shutil.ignore_patterns(".oncofed"))
+    keys = {"training__rounds": 1, "training__evaluate_every": 0, "panel__powers": False, "evaluation__tables": False}
+    keys |= {"runtime__wait_sites_s": 120.0, "runtime__round_timeout_s": 120.0}
+    clear = small_study(**keys, runtime__out=str(tmp_path / "clear"))
+    simulate(clear, tmp_path / "sites")
+    secure = clear.changed(privacy__secure_sum=True, runtime__out=str(tmp_path / "secure"))
+    results = simulate(secure, tmp_path / "sites", engine).results
+    assert results["left_out"] == []
+    assert weights(clear) == weights(secure)
