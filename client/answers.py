@@ -18,7 +18,7 @@ from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
 from oncofed.client.train import train_locally
 from oncofed.common import wire
-from oncofed.common.blocks import part
+from oncofed.common.blocks import LOSS, part
 from oncofed.common.errors import Refusal
 from oncofed.common.files import replacing
 from oncofed.common.modalities import RNA
@@ -97,7 +97,7 @@ def _missing_genes(session: Session, cohort: Cohort) -> int:
 
 def train(session: Session) -> Answer:
     """The local steps of a round: training sum, mean loss, and the seconds that they took."""
-    cohort, t = session.training_cohort(), session.study.steps(session.phase)
+    cohort = session.training_cohort()
     if session.phase == PRETRAIN and session.study.multimodal:
         cohort = cohort.select(cohort.has(RNA))
         if not len(cohort):
@@ -127,15 +127,26 @@ def train(session: Session) -> Answer:
     if alone:
         total = clipped_change(total, model.blocks(), session.study.privacy.clip, session.site.name)
         return Answer(_told_of_many(session), total, len(batch))
+    if session.study.privacy.secure_sum:
+        return Answer(
+            _told_of_many(session),
+            total | {LOSS: np.array([loss * len(batch), len(batch)])},
+            _seen(session, cohort),
+        )
     seconds = time.perf_counter() - begin
-    seen = min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
     config: wire.Config = {
         "loss": loss,
         "patients": len(cohort),
         "seconds": seconds,
         "device": session.device_name,
     }
-    return Answer(config, total, seen)
+    return Answer(config, total, _seen(session, cohort))
+
+
+def _seen(session: Session, cohort: Cohort) -> int:
+    """The patients that a round without noise rests on."""
+    t = session.study.steps(session.phase)
+    return min(len(cohort), t.batch_size * t.local_steps) if t.batch_size else len(cohort)
 
 
 def _train_privately(session: Session, batch: Batch) -> Answer:
@@ -174,7 +185,7 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
 
 
 def _told_of_many(session: Session) -> wire.Config:
-    """What an answer under privacy says beside its sum: nothing of loss or time, patients as everyone may know them."""
+    """What an answer under privacy, or under masks, says beside its sum: nothing of loss or time, patients as everyone may know them."""
     return {"patients": session.held.patients, "seconds": 0.0, "device": session.device_name}
 
 

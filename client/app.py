@@ -19,6 +19,7 @@ from oncofed.client.policy import Policy
 from oncofed.client.privacy.ledger import ledger_of
 from oncofed.client.release import Answer, Answered, Door
 from oncofed.client.resident import Resident
+from oncofed.client.secure_sum import SumSession
 from oncofed.client.session import Session
 from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
@@ -48,7 +49,7 @@ def site_of(context: Context) -> tuple[Path, Path]:
 
 
 def handler(
-    kind: str, opening: type[Session] | type[AnalysisSession] = Session
+    kind: str, opening: type[Session] | type[AnalysisSession] | type[SumSession] = Session
 ) -> Callable[[Handler], Callable[[Message, Context], Message]]:
     """Wrap a handler of sessions of the type `opening`: check versions and policy, call it, pass its answer through the door, and turn errors into refusals.
 
@@ -135,3 +136,24 @@ def explain(session: Session) -> Answer:
 def analyse(session: AnalysisSession) -> Answer:
     """A step of a classical analysis: sums by cell of time over the clinical table."""
     return answer_analysis(session)
+
+
+@app.query("shares")
+@handler(wire.SHARES, SumSession)
+def shares(session: SumSession) -> Answer:
+    """The second exchange of a sum under masks: the site's two secrets, shared among all members, each share sealed for one."""
+    return session.share()
+
+
+@app.query("masked")
+@handler(wire.MASKED, SumSession)
+def masked(session: SumSession) -> Answer:
+    """The third: the site's sum under masks."""
+    return session.masked()
+
+
+@app.query("unmask")
+@handler(wire.UNMASK, SumSession)
+def unmask(session: SumSession) -> Answer:
+    """The fourth: shares that take the masks off the total."""
+    return session.unmask()

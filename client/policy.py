@@ -52,6 +52,10 @@ class Policy(BaseModel):
     require_privacy: bool = Field(
         False, description="answer studies with privacy.unit = 'patient' and analyses with an epsilon alone"
     )
+    require_secure_sum: bool = Field(
+        False, description="answer studies with privacy.secure_sum = true alone, and no analyses, which have none"
+    )
+    min_members: int = Field(3, ge=3, description="hospitals in a total of a secure sum that this one is part of")
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
     max_local_steps: int = Field(1000, ge=1, description="longest round")
     max_rounds: int = Field(1000, ge=1, description="longest study that is answered")

@@ -1,6 +1,6 @@
 """The one door: every sum that leaves passes the policy, a check of its numbers, and the release log.
 
-Suppression, rounding, noise and the masks of later steps belong here and nowhere else.
+Suppression, rounding, noise and the step into a sum under masks belong here and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +91,8 @@ class Door:
     simulated: bool = False
     ledger_file: Path | None = None
     reserved: list[Release] = field(default_factory=list)
+    masks: list[Callable[[Sum], wire.Config]] = field(default_factory=list)
+    """Where the study sums under masks: what keeps a sum at the site and says what leaves in its stead."""
 
     @property
     def ledger(self) -> Ledger:
@@ -119,7 +121,7 @@ class Door:
         if kept is not None:
             config, arrays = kept
             self._write(f"{release.purpose} again", config, arrays, 0)
-            raise Answered(wire.reply(self.site, config, arrays))
+            raise Answered(self._pack(config, arrays))
         self.ledger.reserve(release.id, release.study, release.purpose, release.mechanisms, cap=release.cap)
         self.reserved.append(release)
 
@@ -127,6 +129,10 @@ class Door:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
         p = self.policy
+        if p.require_secure_sum:
+            raise Refusal(
+                f"site {self.site}: an analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum)"
+            )
         if p.require_privacy and not plan.epsilon:
             raise Refusal(
                 f"site {self.site}: the analysis has no epsilon, its policy answers none without (require_privacy); set epsilon"
@@ -159,6 +165,11 @@ class Door:
             raise Refusal(
                 f"site {self.site}: the study promises privacy.unit = '{study.privacy.unit}', its policy answers 'patient' alone "
                 "(require_privacy); set privacy.unit = 'patient'"
+            )
+        if self.policy.require_secure_sum and not study.privacy.secure_sum:
+            raise Refusal(
+                f"site {self.site}: the study lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
+                "privacy.secure_sum = true"
             )
         p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
         if alone and not p.own_model:
@@ -198,10 +209,10 @@ class Door:
     def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
         patients, config = answer.patients, stamp | answer.config
-        # noise covers one patient as well as many
+        # noise covers one patient as well as many, and a mask all of them, who were counted when the question was answered
         wanted = (
             0
-            if answer.epsilon or answer.noised
+            if answer.epsilon or answer.noised or kind == wire.MASKED
             else self.policy.min_cell
             if kind in TABLES
             else self.policy.min_patients
@@ -219,12 +230,18 @@ class Door:
                 )
         if answer.groups and not answer.epsilon and self.policy.min_cell > 1:
             self._remember(kind, answer)
-        content = wire.reply(self.site, config, total)
+        content = self._pack(config, total)
         for release in self.reserved:
             self.answers.keep(release.id, release.question, config, total or {})
             self.ledger.settle(release.id)
         self._write(kind, config, total or {}, patients)
         return content
+
+    def _pack(self, config: wire.Config, total: Sum | None) -> RecordDict:
+        """An answer for the server: the sum, or, where the study sums under masks, the keys to do it with."""
+        if self.masks and total:
+            return wire.reply(self.site, config | self.masks[0](total))
+        return wire.reply(self.site, config, total)
 
     def _remember(self, kind: str, answer: Answer) -> None:
         """Refuse what together with an earlier table would single patients out, and remember this one."""
@@ -279,13 +296,15 @@ class Door:
             "time": _now(),
             "kind": kind,
             "study": config.get("study", ""),
-            **{k: config[k] for k in ("analysis", "plan", "step") if k in config},
+            **{k: config[k] for k in ("analysis", "plan", "step", "members") if k in config},
             "fold": config.get("fold", -1),
             "round": config.get("round", 0),
             "patients": patients,
             "arrays": {name: list(value.shape) for name, value in total.items()},
             "bytes": sum(value.nbytes for value in total.values()),
         }
+        if self.masks and total:
+            line["under_masks"] = True  # the sum stays here until its masked words leave, with a line of their own
         if not self.simulated:
             line["sha256"] = _digest(total)
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -21,12 +21,15 @@ from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet, known_patients
+from oncofed.client.members import Identity
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
+from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
+from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
@@ -46,6 +49,9 @@ log = logging.getLogger("oncofed.client")
 
 MOST_CANCERS = 500
 """Cancer types or classes of a study: with more, noise alone would tell of its own scale."""
+
+PLACES = ("powers", "validation", "final", "table", ORDER, wire.NETWORK_GENES)
+"""What tells the questions of one kind and round of a study apart."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        if self.study.privacy.secure_sum and kind != wire.HELLO:
+            door.masks.append(lambda total: self._under_masks(kind, total, forget=door.simulated))
         mechanisms = self._mechanisms(kind)
         if mechanisms:
             door.reserve(self._release(kind, mechanisms))
@@ -133,14 +141,29 @@ class Session:
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
         """The release under an id that is the same when the server asks again."""
-        told, study = self._told, f"{self.study.name} {self.study_digest}"
+        study = f"{self.study.name} {self.study_digest}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
-        asked = {k: v for k, v in self.ask.items() if k not in ("study_json", "package")}
-        question = _digest(
-            [told, asked, {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}]
-        )
         cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
-        return Release(f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", question, study, what, mechanisms, cap)
+        return Release(
+            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap
+        )
+
+    @cached_property
+    def _asked(self) -> str:
+        """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package"))
+        sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
+        return _digest([self._told, asked, sent])
+
+    def _under_masks(self, kind: str, total: Sum, *, forget: bool) -> wire.Config:
+        """Keep a sum that may leave for the exchanges that add it to the others' under masks; what the answer says of it."""
+        privacy = self.study.privacy
+        sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
+        question = _digest([kind, self._asked])
+        bits = self.ask.get("bits")
+        flags = [k for k in PLACES if self.ask.get(k) or k in self.arrays]
+        slot = _digest([self._told, kind, self.fold, self.phase, self.round, flags])
+        return sums.begin(question, slot, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
 
     @property
     def fold(self) -> int:
@@ -173,7 +196,10 @@ class Session:
 
     def greeting(self) -> wire.Config:
         """What the site says of itself, without a count of patients."""
-        return greet(self.site, self.work, self.study, self.policy)
+        told = greet(self.site, self.work, self.study, self.policy)
+        if self.study.privacy.secure_sum:
+            told["identity"] = Identity.of(self.work, self.site.name).public.hex()
+        return told
 
     @cached_property
     def beside(self) -> Beside:

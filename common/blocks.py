@@ -17,6 +17,9 @@ Sum = dict[str, np.ndarray]
 EVIDENCE = "evidence"
 """The name under which a training sum carries its evidence vector, one entry a block in the order of `Blocks.names`."""
 
+LOSS = "told/loss"
+"""The name under which a training sum under masks carries `[loss * patients, patients]`: no site tells its own."""
+
 
 @dataclass(frozen=True)
 class Blocks:

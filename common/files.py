@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -21,3 +22,20 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+@contextmanager
+def secret_file(path: Path, *, lasting: bool = False) -> Iterator[BinaryIO]:
+    """A file to be written whole that its owner alone may read; a `lasting` one is on the disk when the block has ended."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with replacing(path) as temporary, os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+        yield file
+        if lasting:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_secret(path: Path, content: bytes, *, lasting: bool = False) -> None:
+    """Replace such a file's content in one step."""
+    with secret_file(path, lasting=lasting) as file:
+        file.write(content)

@@ -14,7 +14,7 @@ from typing import Any
 
 from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
-from oncofed.common.privacy.refusals import broken_by
+from oncofed.common.privacy.refusals import broken_by, hidden_by_masks
 from oncofed.common.privacy.settings import Privacy
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
@@ -114,6 +114,9 @@ class Study(Section):
             raise ValueError(
                 "splits.deal = 'stratified' deals patients in turn, so that one who comes moves others between folds; use 'independent'"
             )
+        hidden = hidden_by_masks(self)
+        if hidden:
+            raise ValueError("privacy.secure_sum shows the server totals alone:\n    " + "\n    ".join(hidden))
         broken = broken_by(self)
         if broken:
             raise ValueError(f"privacy.unit = '{self.privacy.unit}' cannot be promised:\n    " + "\n    ".join(broken))

@@ -20,6 +20,8 @@ PROTOCOL = 3
 
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
 EXPLAIN, ANALYSE = "query.explain", "query.analyse"
+SHARES, MASKED, UNMASK = "query.shares", "query.masked", "query.unmask"
+"""The later exchanges of a question whose answers are summed under masks (docs/secure_sum.md)."""
 
 NETWORK_GENES = "network/genes"
 """The genes of each class's network `[C, K]` in a request to explain: with them a site is asked for their network alone."""

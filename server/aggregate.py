@@ -10,17 +10,13 @@ from collections.abc import Mapping
 
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
+from oncofed.common.fixed_point import LIMIT, TooLarge, from_integers, peak_of
 
 UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
 
-_LIMIT = 2.0**62
 _CHUNK = 1 << 15
 _FINER = 50
-
-
-class TooLarge(ValueError):
-    """A sum that would leave the range of the fixed point."""
 
 
 class Accumulator:
@@ -42,10 +38,10 @@ class Accumulator:
         """`peaks`; raises `TooLarge` as well where the sum would leave the range: an overflow to come."""
         peaks = self.peaks(one, source)
         for name, peak in peaks.items():
-            if self._reach[name] + peak * 2.0**self.bits >= _LIMIT:
+            if self._reach[name] + peak * 2.0**self.bits >= LIMIT:
                 raise TooLarge(
                     f"{source}: '{name}' reaches {peak:g}, too large for a sum with {self.bits} fractional bits "
-                    f"(limit {_LIMIT / 2.0**self.bits:g} over all sites); training has diverged or the data are not scaled"
+                    f"(limit {LIMIT / 2.0**self.bits:g} over all sites); training has diverged or the data are not scaled"
                 )
         return peaks
 
@@ -61,7 +57,7 @@ class Accumulator:
                 raise ValueError(f"{source}: '{name}' has dtype {value.dtype}, wanted floating point")
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
-            peaks[name] = self._peak(value)
+            peaks[name] = peak_of(value)
             if not np.isfinite(peaks[name]):
                 raise ValueError(f"{source}: '{name}' holds values that are not finite")
         if EVIDENCE in one and (one[EVIDENCE] < 0).any():
@@ -89,19 +85,10 @@ class Accumulator:
 
     def total(self) -> Sum:
         """The sum as float64."""
-        total = {name: np.ldexp(value.astype(np.float64), -self.bits) for name, value in self._total.items()}
+        total = from_integers(self._total, self.bits)
         for name, rest in self._rest.items():
             total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - _FINER)
         return total
-
-    @staticmethod
-    def _peak(value: np.ndarray) -> float:
-        """Largest magnitude; NaN or infinity where one is in the array. By chunks, so that memory is read once."""
-        flat, peak = value.reshape(-1), np.float64(0.0)
-        for at in range(0, flat.size, _CHUNK):
-            part = flat[at : at + _CHUNK]
-            peak = np.maximum(peak, np.maximum(part.max(), -part.min()))
-        return float(peak)
 
 
 def mean_by_block(total: Sum, blocks: Blocks, tau: float) -> tuple[Sum, np.ndarray]:

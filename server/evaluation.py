@@ -19,6 +19,8 @@ from oncofed.common.survival import TimeGrid
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
 from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.inquiry import Inquiry
+from oncofed.server.roster import NotEnoughSites
+from oncofed.server.secure_sum import Shapes
 from oncofed.server.statistics import FollowUp, Frame
 
 log = logging.getLogger("oncofed.server")
@@ -29,7 +31,8 @@ class FoldTable:
     """One fold's table `counts [C, 2, R, T]` and pairs within sites `pairs [2, C]` (common/metrics.py, `pair_table`).
 
     `survival [C, R, T - 1]` is what the model predicts for a patient of each risk bin at the time edges, `null [C, 1, T - 1]`
-    what the training patients of her cancer type together would. `sites` has each site's own `table` and `pairs`.
+    what the training patients of her cancer type together would. `sites` has each site's own `table` and `pairs`, or nothing of
+    each where the server sees the total alone.
     """
 
     counts: np.ndarray
@@ -91,23 +94,35 @@ def gather_table(
     risk_edges, mean_risk = risk_bins(explanation["risk_counts"], risk)
     asked = {"evaluation/risk_edges": risk_edges, "evaluation/time_edges": time_edges}
     shapes = {"table": (c, 2, risk, len(time_edges) + 1), "pairs": (2, c)}
-    total, sites = Accumulator(shapes, STATISTICS_BITS), {}
     arrays = frame.arrays | under("weights/", weights) | asked
-    for answer in inquiry.ask(wire.EVALUATE, frame.config | {"table": True}, arrays):
-        try:
-            total.add(answer.arrays, answer.site)
-            sites[answer.site] = {k: np.array(v) for k, v in answer.arrays.items()}
-        except ValueError as error:
-            inquiry.roster.leave_out(answer.site, wire.EVALUATE, 0, str(error))
+    sums, sites = _tables(inquiry, frame.config | {"table": True}, arrays, shapes)
     if not sites:
         log.warning("fold %d: no site lets a table of risk and time out; there is no pooled evaluation", inquiry.fold)
         return None
-    sums = total.total()
     grid = TimeGrid(frame.grid.starts)
     survival = predicted_survival(mean_risk, explanation["log_baseline"], grid, time_edges)
     null = predicted_survival(np.zeros((c, 1)), follow_up.log_baseline, grid, time_edges)
     ordered = {site: sites[site] for site in sorted(sites)}
     return FoldTable(sums["table"], sums["pairs"], time_edges, mean_risk, survival, null, ordered)
+
+
+def _tables(inquiry: Inquiry, config: wire.Config, arrays: Sum, shapes: Shapes) -> tuple[Sum, dict[str, Sum]]:
+    """The sum of the sites' tables, and each site's own; of a sum under masks the sites' names alone."""
+    if inquiry.study.privacy.secure_sum:
+        try:
+            summed = inquiry.add_under_masks(wire.EVALUATE, config, arrays, shapes)
+        except NotEnoughSites as error:  # what is measured of a model must not cost the model
+            log.warning("fold %d: no pooled evaluation: %s", inquiry.fold, error)
+            return {}, {}
+        return summed.total, {answer.site: {} for answer in summed.answers}
+    total, sites = Accumulator(shapes, STATISTICS_BITS), {}
+    for answer in inquiry.ask(wire.EVALUATE, config, arrays):
+        try:
+            total.add(answer.arrays, answer.site)
+            sites[answer.site] = {k: np.array(v) for k, v in answer.arrays.items()}
+        except ValueError as error:
+            inquiry.roster.leave_out(answer.site, wire.EVALUATE, 0, str(error))
+    return total.total(), sites
 
 
 def load_tables(out: Path, folds: list[dict[str, Any]]) -> list[FoldTable]:

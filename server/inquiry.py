@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
-
-Shapes = Mapping[str, tuple[int, ...]]
+from oncofed.server.secure_sum import SecureSum, SecureTotal, Shapes
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ class Inquiry:
         bits: int = STATISTICS_BITS,
     ) -> Sum:
         """The sum over the sites' answers; a bad one is left out by name, too few raise `NotEnoughSites`."""
+        if self.study.privacy.secure_sum and shapes:
+            return self.add_under_masks(kind, config, arrays, shapes, round_=round_, bits=bits).total
         accumulator = Accumulator(shapes, bits)
         for answer in self.ask(kind, config, arrays, round_=round_):
             try:
@@ -78,6 +79,28 @@ class Inquiry:
         if accumulator.count < least:
             raise NotEnoughSites(f"'{kind}': {accumulator.count} good answers, wanted {least} (aggregation.min_sites)")
         return accumulator.total()
+
+    def add_under_masks(
+        self,
+        kind: str,
+        config: wire.Config,
+        arrays: Sum | None,
+        shapes: Shapes,
+        *,
+        phase: str = TRAIN,
+        round_: int = 0,
+        bits: int = STATISTICS_BITS,
+        check: Callable[[Answer], None] = lambda answer: None,
+    ) -> SecureTotal:
+        """The sum over the sites, of which the server sees nothing but the total; too few at any step raise `NotEnoughSites`."""
+
+        def exchange(kind: str, config: wire.Config, each: Mapping[str, wire.Config]) -> Iterator[Answer]:
+            self.roster.greet_newcomers(greeting(self.study))  # a site that was started again has a new node
+            return self.roster.ask(kind, config, None, round_=round_, concerns=each.__contains__, each=each)
+
+        asked = self.study.privacy.secure_threshold
+        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, self.aggregation.min_sites, asked, check)
+        return sum_.gather(self.ask(kind, config | {"bits": bits}, arrays, phase=phase, round_=round_))
 
     @property
     def aggregation(self) -> Aggregation:

@@ -210,7 +210,9 @@ class Pooled:
         """Each hospital: patients, events, pairs, and the C-index of pairs within it and a cancer type, with an interval."""
         out = []
         for site in sorted(set().union(*(t.sites for t in self.tables))):
-            mine = [t.sites[site] for t in self.tables if site in t.sites]
+            mine = [t.sites[site] for t in self.tables if t.sites.get(site)]
+            if not mine:  # the server has seen the total alone
+                continue
             counts = np.stack([s["table"] for s in mine])  # [F, C, 2, R, T]
             twice = np.stack([s["pairs"] for s in mine])  # [F, 2, C]
             pairs = twice.sum(1) / 2

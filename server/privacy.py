@@ -343,7 +343,10 @@ def _cost(study: Study, folds: list[dict[str, Any]]) -> dict[str, Any] | None:
     if fold is None:
         return None
     # a site's patients, rounded, stand behind the trunk in every round
-    patients = sum(round(max(fold["site_evidence"][s]) / n) for s, n in fold["site_rounds"].items())
+    if study.privacy.secure_sum:
+        patients = round(max(fold["curve"][-1]["evidence"].values()))
+    else:
+        patients = sum(round(max(fold["site_evidence"][s]) / n) for s, n in fold["site_rounds"].items())
     sites = len(fold["site_rounds"])
     cost = cost_of(study, fold["trained"], sites, patients)
     return {

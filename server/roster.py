@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -52,6 +52,8 @@ def check_study_greeting(config: wire.Config) -> None:
     for name in ("images", "alterations", "embedding"):
         if not isinstance(config.get(name, ""), str):
             raise Refusal(f"the greeting's {name} must be text")
+    if not isinstance(config.get("identity", ""), str):
+        raise Refusal("the greeting's identity must be text")
     width = config.get("embedding_width", 0)
     if not isinstance(width, int) or not 0 <= width <= MOST_WIDE:
         raise Refusal(f"the greeting's embedding_width is {width!r}, wanted a whole number up to {MOST_WIDE}")
@@ -132,11 +134,18 @@ class Roster:
         *,
         round_: int,
         concerns: Callable[[str], bool] = lambda site: True,
+        each: Mapping[str, wire.Config] | None = None,
     ) -> Iterator[Answer]:
-        """Send one question to the sites that it concerns and yield good answers as they arrive; others are logged with their reason."""
+        """Send one question to the sites that it concerns and yield good answers as they arrive; others are logged with their reason.
+
+        `each` adds to the question what is for one site alone.
+        """
         content = wire.request(config, arrays)
         nodes = sorted((n for n in self.hellos if concerns(self.name(n))), key=self.name)
-        messages = [Message(content, n, kind, ttl=self.timeout_s, group_id=str(round_)) for n in nodes]
+        contents = [content if not each else wire.request(config | each[self.name(n)], arrays) for n in nodes]
+        messages = [
+            Message(c, n, kind, ttl=self.timeout_s, group_id=str(round_)) for c, n in zip(contents, nodes, strict=True)
+        ]
         size = _size(content)
         self.sent += size * len(messages)
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))

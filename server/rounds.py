@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 from oncofed.common import wire
-from oncofed.common.blocks import Sum, part, under
+from oncofed.common.blocks import LOSS, Sum, part, under
 from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
 from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
+from oncofed.server.aggregate import UPDATE_BITS
 from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.roster import NotEnoughSites
 from oncofed.server.statistics import Frame
-from oncofed.server.strategy import EvidenceStrategy
+from oncofed.server.strategy import EvidenceStrategy, RoundSummary
 
 log = logging.getLogger("oncofed.server")
 
@@ -62,8 +63,9 @@ class Rounds:
                 if self._patience_is_over():
                     break
                 self._round(round_)
-                # noise that is drawn again after a crash would be another release
-                if self.strategy.cover is not None or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                # noise that is drawn again after a crash would be another release, and a total of others is refused
+                kept = self.strategy.cover is not None or self.inquiry.study.privacy.secure_sum
+                if kept or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
                     self.save()
                     saved = time.monotonic()
                 point = self.curve[-1]
@@ -78,13 +80,12 @@ class Rounds:
             self.strategy.settle()
 
     def _round(self, round_: int) -> None:
-        arrays = self.frame.arrays | self.strategy.arrays()
-        answers = self.inquiry.ask(wire.TRAIN, self.frame.config, arrays, phase=self.phase, round_=round_)
-        summary = self.strategy.aggregate(answers, round_, self.inquiry.roster)
+        summary = self._summed(round_)
         self.seconds_at_sites += summary.seconds_at_sites
         self.devices |= summary.devices
         for site, evidence in summary.site_evidence.items():
             self.site_evidence[site] = self.site_evidence.get(site, np.zeros(len(evidence))) + evidence
+        for site in summary.sites:
             self.site_rounds[site] = self.site_rounds.get(site, 0) + 1
         self.curve.append(
             {
@@ -106,6 +107,25 @@ class Rounds:
                 self.best = dict(self.strategy.weights)
         elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self._unseen:
             self.curve[-1] |= self._shown(round_, {}, "test")
+
+    def _summed(self, round_: int) -> RoundSummary:
+        """Ask for a round and step by it: answer by answer, or by a total alone where the study sums under masks."""
+        config, arrays = self.frame.config, self.frame.arrays | self.strategy.arrays()
+        privacy = self.inquiry.study.privacy
+        if not privacy.secure_sum:
+            answers = self.inquiry.ask(wire.TRAIN, config, arrays, phase=self.phase, round_=round_)
+            return self.strategy.aggregate(answers, round_, self.inquiry.roster)
+        summed = self.inquiry.add_under_masks(
+            wire.TRAIN,
+            config,
+            arrays,
+            self.strategy.shapes | ({} if privacy.on else {LOSS: (2,)}),
+            phase=self.phase,
+            round_=round_,
+            bits=UPDATE_BITS,
+            check=self.strategy.check_told,
+        )
+        return self.strategy.take_total(summed, round_)
 
     @property
     def _unseen(self) -> bool:

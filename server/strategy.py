@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from oncofed.common.blocks import EVIDENCE, Blocks, Sum, part, under
+from oncofed.common.blocks import EVIDENCE, LOSS, Blocks, Sum, part, under
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, get_weights, trainable
 from oncofed.common.models.path_gptomic import PathGPTOmic
@@ -20,6 +20,7 @@ from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
 from oncofed.server.optimizer import ServerOptimizer
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
+from oncofed.server.secure_sum import SecureTotal
 
 
 @dataclass
@@ -80,11 +81,30 @@ class EvidenceStrategy:
         seen = {BRANCHES: self.branches} if self.modalities else {}
         return under("weights/", self.weights) | under("load/", self.load) | seen
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The arrays of a site's training sum."""
+        shapes = {n: self.weights[n].shape for n in self.trainable} | {EVIDENCE: (len(self.blocks.names),)}
+        return shapes | ({BRANCHES: self.branches.shape} if self.modalities else {})
+
+    def check_told(self, answer: Answer) -> None:
+        """Refuse, by `ValueError`, what a training answer says beside a sum under masks."""
+        _told(answer, silent=True)
+
+    def take_total(self, summed: SecureTotal, round_: int) -> RoundSummary:
+        """Divide and step by a total of which no site's part is known; of a site its patients, rounded, and device are told."""
+        total = dict(summed.total)
+        loss, patients = total.pop(LOSS, np.zeros(2))
+        by_block = self.take(total if self.cover is None else self.cover(total))
+        sites = [answer.site for answer in summed.answers]
+        devices = {answer.site: str(answer.config.get("device", "")) for answer in summed.answers}
+        branches = contributions(self.branches, self.modalities)
+        mean = float(loss / patients) if patients else None
+        return RoundSummary(round_, mean, by_block, sites, 0.0, devices, {}, branches)
+
     def aggregate(self, answers: Iterable[Answer], round_: int, roster: Roster) -> RoundSummary:
         """Add answers as they arrive, divide by evidence, step. A bad answer is left out by name; too few raise."""
-        shapes = {n: self.weights[n].shape for n in self.trainable} | {EVIDENCE: (len(self.blocks.names),)}
-        shapes |= {BRANCHES: self.branches.shape} if self.modalities else {}
-        accumulator = Accumulator(shapes, UPDATE_BITS)
+        accumulator = Accumulator(self.shapes, UPDATE_BITS)
         losses: dict[str, tuple[float, float, float]] = {}
         devices: dict[str, str] = {}
         site_evidence: dict[str, np.ndarray] = {}

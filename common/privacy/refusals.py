@@ -15,6 +15,27 @@ def broken_by(study: Study) -> list[str]:
     return [*_unpaid(study), *(_of_patients(study) if study.privacy.of_patients else [])]
 
 
+def hidden_by_masks(study: Study) -> list[str]:
+    """Everything in a study that needs a single hospital's sums, which no total under masks shows; empty without `secure_sum`."""
+    if not study.privacy.secure_sum:
+        if study.privacy.secure_threshold:
+            return ["privacy.secure_threshold is of such sums; set privacy.secure_sum = true, or leave it at 0"]
+        return []
+    out = []
+    if study.analysis.cross_site:
+        out.append("analysis.cross_site scores every hospital's model at every hospital; leave it out")
+    if study.splits.held_out_sites:
+        out.append(
+            "splits.held_out_sites scores a model at one hospital alone, and one hospital's sums are no total; use folds of patients"
+        )
+    if study.privacy.secure_threshold and study.privacy.secure_threshold < 3:
+        out.append(
+            f"privacy.secure_threshold = {study.privacy.secure_threshold}: of two hospitals each would know the other's sums; set it to 3 or more, "
+            "or to 0"
+        )
+    return out
+
+
 def _of_patients(study: Study) -> list[str]:
     """What couples patients within a gradient step, so that clipping bounds nothing."""
     out = []

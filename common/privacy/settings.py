@@ -50,6 +50,12 @@ class Privacy(Section):
     evidence_share: float = Field(0.05, gt=0, lt=0.5, description="of the budget that those counts may have")
     evidence_every: int = Field(10, ge=1, description="rounds between two counts; they are used until the next")
     chunk: int = Field(256, ge=1, description="patients of a step that are computed at once: memory, not privacy")
+    secure_sum: bool = Field(
+        False, description="the server sees sums over all hospitals alone, added under masks, and no hospital's own"
+    )
+    secure_threshold: int = Field(
+        0, ge=0, description="hospitals that must be there at every step of such a sum; 0: floor(2n/3) + 1 of n"
+    )
     accountant: Literal["pld"] = Field("pld", description="privacy loss distributions, the tightest valid account")
 
     @model_validator(mode="before")

@@ -33,7 +33,8 @@ def held(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for m in seen(results["study"]) if results["study"]["model"]["name"] == "path_gptomic" else ():
         sites = {s for f in folds for s, v in f["site_evidence"].items() if v[f["blocks"].index(m)] > 0}
-        by_evidence = results["study"]["aggregation"]["rule"] == "evidence"  # FedAvg asks nobody what they hold
+        # FedAvg asks nobody what they hold, and under masks nobody tells
+        by_evidence = results["study"]["aggregation"]["rule"] == "evidence" and any(f["site_evidence"] for f in folds)
         rows.append({"name": m, "sites": len(sites) if by_evidence else None, "about": about[m]})
     return rows
 
