@@ -165,10 +165,9 @@ class AllAtOnce:
         total: Sum = {EVIDENCE: evidence_SB.sum(0)}
         for name, first in sums[0].items():
             if name != EVIDENCE:
-                plain = name not in self.blocks.owners
-                total[name] = (
-                    np.sum([one[name] for one in sums], axis=0, dtype=np.float64) if plain else np.zeros(first.shape)
-                )
+                total[name] = np.zeros(first.shape)
+            if name not in self.blocks.owners:
+                total[name] += np.stack([one[name] for one in sums]).sum(0)
         for b, pieces in self._pieces(total).items():
             there = np.flatnonzero(evidence_SB[:, b] > 0)
             if not len(there):
