@@ -162,11 +162,10 @@ class AllAtOnce:
         sites = sorted(self._held)  # whatever the order of arrival
         sums = [self._held[site] for site in sites]
         evidence_SB = np.array([one[EVIDENCE] for one in sums])
-        total: Sum = {EVIDENCE: evidence_SB.sum(0)}
+        total: Sum = {}
         for name, first in sums[0].items():
-            if name != EVIDENCE:
-                total[name] = np.zeros(first.shape)
-            if name not in self.blocks.owners:
+            total[name] = np.zeros(first.shape)
+            if name not in self.blocks.owners:  # evidence, and what was seen of the modalities
                 total[name] += np.stack([one[name] for one in sums]).sum(0)
         for b, pieces in self._pieces(total).items():
             there = np.flatnonzero(evidence_SB[:, b] > 0)
