@@ -17,6 +17,7 @@ from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
 from oncofed.client.train import train_locally
+from oncofed.client.transport import code_change
 from oncofed.common import wire
 from oncofed.common.blocks import LOSS, part
 from oncofed.common.errors import Refusal
@@ -96,6 +97,12 @@ def _missing_genes(session: Session, cohort: Cohort) -> int:
 
 
 def train(session: Session) -> Answer:
+    """A round's answer; its sum is coded at the door, once policy and checks are passed."""
+    answer = _trained(session)
+    return dataclasses.replace(answer, code=lambda total: code_change(session, total, session.model.blocks()))
+
+
+def _trained(session: Session) -> Answer:
     """The local steps of a round: training sum, mean loss, and the seconds that they took."""
     cohort = session.training_cohort()
     if session.phase == PRETRAIN and session.study.multimodal:

@@ -37,8 +37,8 @@ class Answer:
     broadcasts against the whole; `numbers` is how many sums of one quantity a cell holds: as many patients could be solved
     for, so a cell needs more. `groups` names the patients behind a table, group by group, for the site's memory. `counts`
     names tables of counts and how much one patient can change each (L1); with an `epsilon` above zero nothing else may leave.
-    `noised` says that the handler has covered the sum already.
-    `events` are those of them who had the event, group by group, and `grid` how fine their times are told.
+    `noised` says that the handler has covered the sum already. `events` are those of them who had the event, group by group, and
+    `grid` how fine their times are told. `code` writes the sum as it travels, after all checks.
     """
 
     config: wire.Config
@@ -52,6 +52,7 @@ class Answer:
     counts: Mapping[str, int] = field(default_factory=dict)
     epsilon: float = 0.0
     noised: bool = False
+    code: Callable[[Sum], Sum] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,8 @@ class Door:
                 )
         if answer.groups and not answer.epsilon and self.policy.min_cell > 1:
             self._remember(kind, answer)
+        if total is not None and answer.code is not None and not self.masks:
+            total = answer.code(total)
         content = self._pack(config, total)
         for release in self.reserved:
             self.answers.keep(release.id, release.question, config, total or {})

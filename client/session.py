@@ -31,6 +31,7 @@ from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
+from oncofed.common.compression import read_weights
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -345,7 +346,8 @@ class Session:
 
     @cached_property
     def weights(self) -> Sum:
-        return part("weights/", self.arrays)
+        """The model's weights in the message, in float32 however they came."""
+        return read_weights(part("weights/", self.arrays))
 
 
 def _digest(value: object) -> str:

@@ -51,6 +51,12 @@ class Blocks:
             )
         return values
 
+    def rows(self, values: np.ndarray, parameter: str) -> np.ndarray:
+        """The per-block `values` of one parameter's rows `[rows]`; a parameter that is one block is one row."""
+        owner = self.owners[parameter]
+        position = {name: i for i, name in enumerate(self.names)}
+        return values[[position[name] for name in ((owner,) if isinstance(owner, str) else owner)]]
+
     def spread(self, values: np.ndarray, parameter: str, ndim: int) -> np.ndarray:
         """The per-block `values` of one parameter, shaped to broadcast against it: `[]` or `[rows, 1, ...]`."""
         owner = self.owners[parameter]

@@ -318,23 +318,6 @@ class Training(Steps):
     )
 
 
-class Aggregation(Section):
-    """The server's rule: theta_b += eta * sum_i n_ib delta_ib / (sum_i n_ib + tau), block by block."""
-
-    rule: Literal["evidence", "fedavg"] = Field("evidence", description="fedavg: all blocks by a site's patients")
-    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = Field("sgd", description="of the server, by block")
-    learning_rate: float = Field(1.0, gt=0, description="eta; adam and yogi want about 0.01")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, adam (beta 1) and yogi (beta 1)")
-    second_momentum: float = Field(0.99, ge=0, lt=1, description="beta 2 of adam and yogi")
-    adaptivity: float = Field(1e-3, gt=0, description="tau of FedAdam and FedYogi (Reddi et al. 2021)")
-    pull: float = Field(
-        0.0, ge=0, lt=1, description="share of the way back to the weights that training began with, after every round"
-    )
-    average_last: int = Field(0, ge=0, description="the model is the mean of so many last rounds; 0: the last one")
-    tau: float = Field(0.0, ge=0, description="prior evidence that slows blocks with few patients")
-    min_sites: int = Field(2, ge=1, description="a round with fewer good replies stops the study")
-
-
 EVERY_SITE = "all"
 """In `splits.held_out_sites`, alone: every site of the federation."""
 

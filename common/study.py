@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oncofed.common.exchange import Aggregation, Transport
 from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
 from oncofed.common.privacy.refusals import broken_by, hidden_by_masks
 from oncofed.common.privacy.settings import Privacy
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
-    Aggregation,
     Fusion,
     Model,
     Panel,
@@ -47,6 +47,7 @@ class Study(Section):
     pretraining: Pretraining = Pretraining()
     training: Training = Training()
     aggregation: Aggregation = Aggregation()
+    transport: Transport = Transport()
     splits: Splits = Splits()
     analysis: Analysis = Analysis()
     evaluation: Evaluation = Evaluation()
@@ -67,6 +68,7 @@ class Study(Section):
                 "model.name = 'path_gptomic' predicts survival; set task.kind = 'survival', or use 'gene_moe'"
             )
         self._check_genes()
+        self._check_exchange()
         if self.pretraining.rounds and RNA not in self.modalities:
             raise ValueError(
                 "pretraining reconstructs expression; add 'rna' to fusion.modalities or set pretraining.rounds = 0"
@@ -152,6 +154,28 @@ class Study(Section):
             raise ValueError("analysis.pathways adds up attributions of genes; set analysis.attributions = true")
         if not classification and (self.task.classes or self.task.label != "cancer_type"):
             raise ValueError("task.label and task.classes are of classification; set task.kind = 'classification'")
+
+    def _check_exchange(self) -> None:
+        """Refuse robust rules and codings that secure sums, or sums over sites, have no room for."""
+        robust = self.aggregation.robust
+        if self.secure_sums and robust != "none":
+            raise ValueError(
+                f"aggregation.robust = {robust!r} looks at each site's change, privacy.secure_sum hides them from the server; choose one of both"
+            )
+        if self.secure_sums and self.transport.upload != "float32":
+            raise ValueError(
+                f"transport.upload = {self.transport.upload!r} gives every site a scale of its own, and masks cancel on one scale alone; set "
+                "transport.upload = 'float32' beside privacy.secure_sum"
+            )
+        if robust != "none" and self.multimodal and self.fusion.modulation == "federated":
+            raise ValueError(
+                "fusion.modulation = 'federated' follows a plain sum over sites, which aggregation.robust does not guard; set it to 'local'"
+            )
+
+    @property
+    def secure_sums(self) -> bool:
+        """Whether the server sees sums over sites alone, so that every site must send every block, on the same scale."""
+        return getattr(self.privacy, "secure_sum", "none") not in (False, "", "none", "off")
 
     @property
     def of(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, under
+from oncofed.common.compression import Coding
 from oncofed.common.covariates import input_names
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.models.build import Sizes, begin_from, build_model, transfer
@@ -60,6 +62,7 @@ class FoldRun:
         result["devices"] = dict(sorted(rounds.devices.items()))
         result["blocks"] = list(strategy.blocks.names)
         result["site_evidence"] = {site: v.tolist() for site, v in sorted(rounds.site_evidence.items())}
+        result["robust"] = strategy.guard.found()
         result["site_rounds"] = dict(sorted(rounds.site_rounds.items()))
         private = self.study.privacy.on
         if private and self.fold != ALL_PATIENTS and not self.study.evaluation.epsilon:
@@ -93,6 +96,7 @@ class FoldRun:
             "seconds_in_local_steps": rounds.seconds_at_sites + (before.seconds_at_sites if before else 0.0),
             "bytes_to_sites": self.roster.sent - sent,
             "bytes_from_sites": self.roster.received - received,
+            "training_bytes": dict(sum((r.moved for r in (rounds, before) if r), Counter())),
             "parameters": int(sum(v.size for v in strategy.weights.values())),
             "trained": int(sum(strategy.weights[name].size for name in strategy.trainable)),
         }
@@ -133,6 +137,7 @@ class FoldRun:
         sizes = Sizes(len(self.panel), self.cancers, len(frame.grid), covariates, self.beside)
         model = build_model(self.study, sizes, phase=phase, fold=self.fold)
         strategy = EvidenceStrategy.of(inquiry.aggregation, model)
+        strategy.coding = Coding.of(self.study.transport, secure_sums=self.study.secure_sums)
         if self.study.privacy.on:  # what sites saw of the modalities is not told
             strategy.modalities, strategy.silent = (), True
         if self.start is not None and phase == TRAIN:

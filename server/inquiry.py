@@ -9,10 +9,10 @@ from pathlib import Path
 
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
+from oncofed.common.exchange import Aggregation
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.releases import promise_of
-from oncofed.common.sections import Aggregation
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -104,9 +104,9 @@ class Inquiry:
 
     @property
     def aggregation(self) -> Aggregation:
-        """The study's rule; of a site alone one answer is enough."""
+        """The study's rule; of a site alone one answer is enough, and there is none to hold it against."""
         rule = self.study.aggregation
-        return rule.model_copy(update={"min_sites": 1}) if self.alone else rule
+        return rule.model_copy(update={"min_sites": 1, "robust": "none"}) if self.alone else rule
 
     @property
     def site_held_out(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import LOSS, Sum, part, under
 from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
+from oncofed.common.compression import nbytes, round_weights
 from oncofed.common.metrics import mean_within_cancer
-from oncofed.common.splits import ALL_PATIENTS
+from oncofed.common.splits import ALL_PATIENTS, seed_from
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
 from oncofed.server.aggregate import UPDATE_BITS
@@ -26,6 +28,8 @@ from oncofed.server.statistics import Frame
 from oncofed.server.strategy import EvidenceStrategy, RoundSummary
 
 log = logging.getLogger("oncofed.server")
+
+WEIGHTS = "weights/"
 
 CHECKPOINT_EVERY_S = 10.0
 """What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
@@ -38,7 +42,8 @@ AUROC_ERROR = 0.005
 class Rounds:
     """One phase of one fold; without `out` it leaves no checkpoint and begins anew.
 
-    `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers.
+    `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers. `moved` are
+    the bytes of these rounds to and from sites, and what they would have been in float32 and in full (`plain_`).
     """
 
     inquiry: Inquiry
@@ -52,6 +57,7 @@ class Rounds:
     site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
     site_rounds: dict[str, int] = field(default_factory=dict)
     best: Sum = field(default_factory=dict)
+    moved: Counter[str] = field(default_factory=Counter)
 
     def run(self, advance: Callable[[str], None], rounds: int = 0) -> None:
         """The rounds that `curve` lacks, up to `rounds` (0: the phase's own); afterwards the strategy holds the last round's
@@ -80,7 +86,14 @@ class Rounds:
             self.strategy.settle()
 
     def _round(self, round_: int) -> None:
-        summary = self._summed(round_)
+        arrays = self.frame.arrays | self.strategy.arrays()
+        coded, before = self._coded(arrays, round_), Counter(self._moved)
+        summary = self._summed(coded, round_)
+        now = Counter(self._moved)
+        now.subtract(before)
+        times = now["to_sites"] // max(nbytes(coded), 1)
+        plain = {"plain_to_sites": times * nbytes(arrays), "plain_from_sites": summary.plain_bytes}
+        self.moved.update(now | plain)
         self.seconds_at_sites += summary.seconds_at_sites
         self.devices |= summary.devices
         for site, evidence in summary.site_evidence.items():
@@ -108,10 +121,9 @@ class Rounds:
         elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self._unseen:
             self.curve[-1] |= self._shown(round_, {}, "test")
 
-    def _summed(self, round_: int) -> RoundSummary:
+    def _summed(self, arrays: Sum, round_: int) -> RoundSummary:
         """Ask for a round and step by it: answer by answer, or by a total alone where the study sums under masks."""
-        config, arrays = self.frame.config, self.frame.arrays | self.strategy.arrays()
-        privacy = self.inquiry.study.privacy
+        config, privacy = self.frame.config, self.inquiry.study.privacy
         if not privacy.secure_sum:
             answers = self.inquiry.ask(wire.TRAIN, config, arrays, phase=self.phase, round_=round_)
             return self.strategy.aggregate(answers, round_, self.inquiry.roster)
@@ -126,6 +138,20 @@ class Rounds:
             check=self.strategy.check_told,
         )
         return self.strategy.take_total(summed, round_)
+
+    def _coded(self, arrays: Sum, round_: int) -> Sum:
+        """A round's message with its weights as the study's transport writes them; a resumed round's are the same."""
+        study = self.inquiry.study
+        if study.transport.download == "float32":
+            return arrays
+        seed = seed_from(study.seed, "transport", self.phase, self.inquiry.fold, round_)
+        weights = round_weights(part(WEIGHTS, arrays), np.random.default_rng(seed))
+        return {n: v for n, v in arrays.items() if not n.startswith(WEIGHTS)} | under(WEIGHTS, weights)
+
+    @property
+    def _moved(self) -> dict[str, int]:
+        roster = self.inquiry.roster
+        return {"to_sites": roster.sent, "from_sites": roster.received}
 
     @property
     def _unseen(self) -> bool:

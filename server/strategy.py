@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, LOSS, Blocks, Sum, part, under
+from oncofed.common.compression import Coding, nbytes
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, get_weights, trainable
 from oncofed.common.models.path_gptomic import PathGPTOmic
@@ -19,6 +20,7 @@ from oncofed.common.modulation import BRANCHES, COLUMNS, contributions
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
 from oncofed.server.optimizer import ServerOptimizer
+from oncofed.server.robust import Guard
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
 from oncofed.server.secure_sum import SecureTotal
 
@@ -35,6 +37,8 @@ class RoundSummary:
     devices: dict[str, str]
     site_evidence: dict[str, np.ndarray]
     branches: dict[str, dict[str, float]]
+    plain_bytes: int
+    """What the answers would have been in float32 and in full."""
 
 
 @dataclass
@@ -59,6 +63,10 @@ class EvidenceStrategy:
     """The weights that training began with, where the study pulls back to them."""
     last: list[Sum] = field(default_factory=list)
     """The trained weights of the last rounds, where the model is their mean."""
+    coding: Coding = field(default_factory=Coding)
+    """How sites write their changes."""
+    guard: Guard = field(default_factory=Guard)
+    """What is known of the sites' changes where single ones are held against the others."""
     optimizer: ServerOptimizer = field(init=False)
     load: dict[str, np.ndarray] = field(init=False)
     branches: np.ndarray = field(init=False)
@@ -100,21 +108,27 @@ class EvidenceStrategy:
         devices = {answer.site: str(answer.config.get("device", "")) for answer in summed.answers}
         branches = contributions(self.branches, self.modalities)
         mean = float(loss / patients) if patients else None
-        return RoundSummary(round_, mean, by_block, sites, 0.0, devices, {}, branches)
+        plain = 4 * len(sites) * sum(math.prod(shape) for shape in self.shapes.values())
+        return RoundSummary(round_, mean, by_block, sites, 0.0, devices, {}, branches, plain)
 
     def aggregate(self, answers: Iterable[Answer], round_: int, roster: Roster) -> RoundSummary:
         """Add answers as they arrive, divide by evidence, step. A bad answer is left out by name; too few raise."""
-        accumulator = Accumulator(self.shapes, UPDATE_BITS)
+        shapes = self.shapes
+        accumulator = self.guard.over(Accumulator(shapes, UPDATE_BITS), self.settings, self.blocks)
+        plain_bytes = 0
         losses: dict[str, tuple[float, float, float]] = {}
         devices: dict[str, str] = {}
         site_evidence: dict[str, np.ndarray] = {}
         for answer in answers:
             try:  # all of an answer is read before any of it is added
                 told = _told(answer, silent=self.silent)
-                accumulator.add(answer.arrays, answer.site)
+                arrays = self.coding.unpack(answer.arrays, self.blocks, shapes, answer.site)
+                accumulator.add(arrays, answer.site)
             except ValueError as error:
                 roster.leave_out(answer.site, "train", round_, str(error))
+                plain_bytes += answer.bytes
                 continue
+            plain_bytes += nbytes(arrays)
             losses[answer.site] = told
             devices[answer.site] = str(answer.config.get("device", ""))
             site_evidence[answer.site] = np.array(answer.arrays[EVIDENCE])
@@ -127,13 +141,16 @@ class EvidenceStrategy:
                 + "; ".join(reasons)
             )
         total = accumulator.total()
+        self.guard.learn(accumulator, round_)
         by_block = self.take(total if self.cover is None else self.cover(total))
         # Sorted by site: floats are summed in the same order whatever the order of arrival.
         rows = np.array([losses[site] for site in sorted(losses)])
         known = bool(np.isfinite(rows[:, 0]).all())  # under privacy sites do not tell
         loss = float((rows[:, 0] * rows[:, 1]).sum() / rows[:, 1].sum()) if known else None
         seconds, branches = float(rows[:, 2].sum()), contributions(self.branches, self.modalities)
-        return RoundSummary(round_, loss, by_block, sorted(losses), seconds, devices, site_evidence, branches)
+        return RoundSummary(
+            round_, loss, by_block, sorted(losses), seconds, devices, site_evidence, branches, plain_bytes
+        )
 
     def take(self, total: Sum) -> dict[str, float]:
         """A round's total: its change is divided and stepped, the rest kept for the next round; evidence by block's name."""
@@ -181,7 +198,7 @@ class EvidenceStrategy:
         state |= under("first/", self.first)
         for i, weights in enumerate(self.last):
             state |= under(f"last/{i:04d}/", weights)
-        return state
+        return state | under("guard/", self.guard.state())
 
     def restore(self, state: Sum) -> None:
         """Continue from `state`; raises where it belongs to another model."""
@@ -192,6 +209,7 @@ class EvidenceStrategy:
             )
         self.weights = weights
         self.load = part("load/", state)
+        self.guard.restore(part("guard/", state))
         self.branches = state.get(BRANCHES, self.branches)
         self.first, kept = part("first/", state), part("last/", state)
         self.last = [part(f"{i}/", kept) for i in sorted({key.partition("/")[0] for key in kept})]

@@ -12,7 +12,23 @@ def broken_by(study: Study) -> list[str]:
     """Everything in a study that would break the promise of its `[privacy]`; empty where nothing does, or nothing is promised."""
     if not study.privacy.on:
         return []
-    return [*_unpaid(study), *(_of_patients(study) if study.privacy.of_patients else [])]
+    return [*_unpaid(study), *(_of_patients(study) if study.privacy.of_patients else _of_hospitals(study))]
+
+
+def _of_hospitals(study: Study) -> list[str]:
+    """What would let one hospital move a sum by more than its clip."""
+    out = []
+    if study.aggregation.robust != "none":
+        out.append(
+            f"aggregation.robust = {study.aggregation.robust!r} lets one hospital decide what becomes of the others' changes, so noise for its own "
+            "clipped one covers it no more; set it to 'none': the clip bounds every hospital's change already"
+        )
+    if study.transport.upload != "float32":
+        out.append(
+            f"transport.upload = {study.transport.upload!r} rounds a change after it was clipped, and it may then be longer than the clip that the "
+            "noise rests on; use 'float32'"
+        )
+    return out
 
 
 def hidden_by_masks(study: Study) -> list[str]:

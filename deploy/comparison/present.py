@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 from oncofed.common.files import write_text
+from oncofed.server.report import transport
 from oncofed.server.report.classes import nouns
 from oncofed.server.report.privacy import read_audit
 from oncofed.server.report.render import render
@@ -75,6 +76,19 @@ def print_tables(comparison: dict[str, Any], console: Console) -> None:
     if left_out:
         first = f"{left_out[0]['site']}: {left_out[0]['reason']}"
         console.print(f"[yellow]{len(left_out)} answers were left out; the first:[/] {escape(first)}")
+    folds = comparison["results"]["folds"]
+    saved, robust = transport.shares(folds), transport.robust(folds)
+    if saved:
+        console.print(
+            f"rounds of training took {100 * saved['both']:.1f} % of the bytes of float32 models in full "
+            f"({100 * saved['up']:.1f} % from sites, {100 * saved['down']:.1f} % to them)"
+        )
+    if robust and robust["rows"]:
+        worst = robust["rows"][0]
+        console.print(
+            f"[yellow]changes of {len({x['site'] for x in robust['rows']})} sites were cut or left out, the most often {escape(worst['site'])} in "
+            f"block '{worst['block']}' ({worst['rounds']} rounds)[/]"
+        )
 
 
 def _survival(comparison: dict[str, Any]) -> Iterator[Table | str]:

@@ -18,6 +18,7 @@ from oncofed.server.report import (
     network,
     pictures,
     privacy,
+    transport,
 )
 from oncofed.server.report.pages import page
 
@@ -75,6 +76,8 @@ def render(comparison: dict[str, Any], audit: Mapping[str, Any] | None = None) -
         specialisation=_specialisation(folds, results["study"]["seed"]),
         balance={g: analysis.balance_of_fold(folds[0], g) for g in analysis.mixtures(folds[0])} if folds else {},
         mixture_names=pictures.MIXTURES,
+        transport=transport.shares(results["folds"]),
+        robust=transport.robust(results["folds"]),
         moved=sum(f["bytes_to_sites"] + f["bytes_from_sites"] for f in results["folds"]),
     )
 
