@@ -36,7 +36,9 @@ def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
         metadata = file.metadata()
     wanted = metadata.get("sha256")
     if wanted and wanted != digest(arrays, metadata["about"]):
-        raise ValueError(f"{path}: its contents do not have the SHA-256 that they were written with; the file is damaged")
+        raise ValueError(
+            f"{path}: its contents do not have the SHA-256 that they were written with; the file is damaged"
+        )
     return arrays, json.loads(metadata["about"])
 
 

@@ -73,4 +73,8 @@ def _set_aside(out: Path) -> None:
     (out / EARLIER).mkdir()
     for path in found:
         path.rename(out / EARLIER / path.name)
-    log.warning("%s: an earlier run's checkpoints and results are now in its folder '%s'; to go on with them, resume", out, EARLIER)
+    log.warning(
+        "%s: an earlier run's checkpoints and results are now in its folder '%s'; to go on with them, resume",
+        out,
+        EARLIER,
+    )
