@@ -52,13 +52,14 @@ def wait(
     hint = f"logs are in {logs}" if logs else f"`flwr log {run}` tells more"
     while True:
         # `flwr run --stream` exits with 0 even when the run failed: only the listing tells.
+        asked = time.monotonic()
         state = _flwr(home, "list", *where, "--run-id", run)["runs"][0]
         if state["status"].startswith("finished"):
             break
         if time.monotonic() > deadline:
             _flwr(home, "stop", run, *where)
             raise TimeoutError(f"the run did not finish within {timeout_s:g} s; {hint}")
-        time.sleep(1)
+        time.sleep(max(1.0, 2 * (time.monotonic() - asked)))  # the command takes a second of a core that sites need
     if state["status"] != "finished:completed":
         raise RuntimeError(
             f"the run ended as {state['status']} ({state.get('status-details', '')}); {hint}"
@@ -72,11 +73,11 @@ class Loopback:
     The processes go by name: `link`, `exec`, `node-0` and so on. Each can be killed and started again, to test what then happens.
     """
 
-    def __init__(self, root: Path, node_configs: list[str]) -> None:
+    def __init__(self, root: Path, node_configs: list[str], host: str = "127.0.0.1") -> None:
         check_version()
-        self.root, self.home = root, root / "home-cli"
-        self.url = f"127.0.0.1:{_free_port()}"
-        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.url.split(":")[1]]
+        self.root, self.home, self.port = root, root / "home-cli", _free_port()
+        self.url = f"127.0.0.1:{self.port}"
+        link: list[Any] = ["flower-superlink", "--insecure", "--host", host, "--port", self.port]
         link += ["--isolation", "process", "--database", root / "link.db", "--disable-runtime-dependency-installation"]
         self.commands: dict[str, list[Any]] = {
             "link": link,
@@ -125,12 +126,11 @@ class _Process:
         folder = root / f"work-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         self.log: IO[bytes] = (root / f"{name}.log").open("ab")
-        program = str(Path(sys.executable).parent / str(command[0]))
         self.process = subprocess.Popen(
-            [program, *map(str, command[1:])],
+            list(map(str, command)),
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env=_environment(root / f"home-{home or name}"),
+            env=_environment(root / f"home-{home or name}"),  # whose PATH leads to Flower's programs
             cwd=folder,
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
