@@ -79,7 +79,8 @@ class Watched:
 
     def __init__(self, root: Path, sites: Path) -> None:
         nodes = [
-            f'site-dir="{folder}" work-dir="{root / "work" / folder.name}" simulated=true' for folder in list_sites(sites)
+            f'site-dir="{folder}" work-dir="{root / "work" / folder.name}" simulated=true'
+            for folder in list_sites(sites)
         ]
         self.loopback = Loopback(root, nodes, host="0.0.0.0")
         self.cable = _lay_cable()
@@ -185,7 +186,10 @@ def test_sites_that_are_killed_and_stopped(watched: Watched, sites: Path, tmp_pa
     watched.wait(run)
     results = json.loads((out / "results.json").read_text())
     assert [p["took_part"] for p in results["folds"][0]["curve"]] == [list(SITES), ["Aachen"], ["Bergen"], list(SITES)]
-    assert {(x["site"], x["round"]) for x in results["left_out"] if x["kind"] == "train"} == {("Bergen", 2), ("Aachen", 3)}
+    assert {(x["site"], x["round"]) for x in results["left_out"] if x["kind"] == "train"} == {
+        ("Bergen", 2),
+        ("Aachen", 3),
+    }
     assert weights(out) == undisturbed(sites, tmp_path / "same", {("Bergen", 2), ("Aachen", 3)}, **keys)
 
 
