@@ -225,6 +225,9 @@ class Roster:
                 if twin is not None and (twin in self.silent or twin not in set(self.grid.get_node_ids())):
                     log.info("%s is back as another node", answer.site)
                     del self.hellos[twin]
+                    # listed for a while yet: nobody waits for its greeting
+                    self._refuse(twin, f"{answer.site} is back as another node")
+                    self.twins[twin] = node
                 elif twin is not None:
                     self.twins[node] = twin
                     reason = f"a second node calls itself {answer.site}; give every site a name of its own"
