@@ -48,7 +48,7 @@ def digest(arrays: Mapping[str, np.ndarray], about: str) -> str:
     for name in sorted(arrays):
         value = np.ascontiguousarray(arrays[name])
         whole.update(f"{name} {value.dtype.str} {arrays[name].shape} ".encode())
-        whole.update(value.reshape(-1).view(np.uint8))
+        whole.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
     return whole.hexdigest()
 
 
