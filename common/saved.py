@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,29 @@ def model_file(fold: int) -> str:
 
 
 def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
-    """Arrays and JSON description of a safetensors file as `server.checkpoint.save_arrays` writes it."""
+    """Arrays and JSON description of a safetensors file as `server.checkpoint.save_arrays` writes it.
+
+    Raises `ValueError` where they are not what was written; a file without a digest is taken as it is.
+    """
     with safe_open(path, framework="numpy") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        return arrays, json.loads(file.metadata()["about"])
+        metadata = file.metadata()
+    wanted = metadata.get("sha256")
+    if wanted and wanted != digest(arrays, metadata["about"]):
+        raise ValueError(
+            f"{path}: its contents do not have the SHA-256 that they were written with; the file is damaged"
+        )
+    return arrays, json.loads(metadata["about"])
+
+
+def digest(arrays: Mapping[str, np.ndarray], about: str) -> str:
+    """SHA-256 over a description and the names, types, shapes and bytes of arrays."""
+    whole = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        whole.update(f"{name} {value.dtype.str} {arrays[name].shape} ".encode())
+        whole.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

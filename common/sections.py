@@ -378,3 +378,4 @@ class Runtime(Section):
         3600.0, gt=0, description="a site that has not answered by then is left out of the round"
     )
     resume: bool = Field(False, description="continue after the last checkpointed round")
+    keep_checkpoints: int = Field(3, ge=1, description="checkpoints of a phase that stay: those of its last rounds")

@@ -185,13 +185,12 @@ def simulate_command(
 ) -> None:
     """Run a federation over site folders on this machine, compare it, and write a report."""
     from oncofed.common.study import Study
-    from oncofed.deploy.comparison.compare import compare as run_compare
-    from oncofed.deploy.comparison.present import print_tables, write_comparison
+    from oncofed.deploy.comparison.present import print_tables
+    from oncofed.deploy.resume import run_and_report
 
     overrides = _overrides(set_ or []) | {"runtime.out": str(target), "runtime.resume": resume}
     chosen = Study.from_toml(study, overrides) if study else Study.from_run_config(overrides)
-    comparison = run_compare(chosen, sites, tuple(m for m in compare.split(",") if m), engine)
-    report = write_comparison(comparison, target)
+    comparison, report = run_and_report(chosen, sites, tuple(m for m in compare.split(",") if m), engine)
     print_tables(comparison, out)
     out.print(f"report: {report}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -86,6 +86,52 @@ def study_privacy(
     cost = cost_of(study, parameters or counted(study, genes), sites, patients)
     words = foretold(study, cost, sites, patients)
     out.print(escape(words[0].upper() + words[1:]), style="yellow" if cost.drowned else "", highlight=False)
+
+
+@study_cli.command("resume")
+def study_resume(
+    folder: Annotated[Path, typer.Argument(help="folder of the interrupted run (runtime.out)")],
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="of a simulation: folder of site folders; without it, the one that it was started with"),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray", "superlink"] | None,
+        typer.Option(help="of a simulation; without it, the one that it was started with"),
+    ] = None,
+    superlink: Annotated[
+        str,
+        typer.Option(help="of a real federation: a connection of Flower's configuration; without it, the default one"),
+    ] = "",
+) -> None:
+    """Go on after a crash where the last checkpoint is: the weights become those of a run that nothing interrupted."""
+    from oncofed.deploy.comparison.present import print_tables
+    from oncofed.deploy.loopback import submit, wait
+    from oncofed.deploy.resume import bundle_of, configured, flwr_command, interrupted, resume_simulation
+    from oncofed.deploy.started import Started
+
+    study = interrupted(folder)
+    if study is None:
+        out.print(escape(f"{folder}: finished, there is nothing to resume"))
+        return
+    if sites is not None or Started.read(folder) is not None:
+        comparison, report = resume_simulation(study, sites, engine)
+        print_tables(comparison, out)
+        out.print(f"report: {report}")
+        return
+    if engine is not None:
+        raise ValueError(
+            f"{folder}: --engine is of a simulation, and none was started here; name its sites with --sites"
+        )
+    connection, bundle = superlink or configured(), bundle_of(study)
+    out.print(escape(flwr_command(bundle, connection)), soft_wrap=True, highlight=False)
+    if not connection:
+        out.print("Flower's configuration names no SuperLink: run this where it does, or name one with --superlink")
+        return
+    run = submit(bundle, connection)
+    out.print(f"run {run} on '{escape(connection)}'", soft_wrap=True)
+    wait(run, connection)
+    out.print("finished")
 
 
 @study_cli.command("genes")

@@ -6,7 +6,9 @@ For rehearsals and tests; a deployment across hospitals adds TLS, node authentic
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -14,13 +16,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.engine import QUIET, check_version
 
+_LIBC = ctypes.CDLL(None)
 STOP_S = 12.0
 """Flower forces its own exit after 5 s; only then is a process killed."""
 
@@ -31,64 +33,90 @@ def run_on_superlink(
     """Run a run config with real processes whose logs, keys and state lie below `root`; raises when the run fails."""
     bundle = write_bundle(root / "bundle", config)
     nodes = [f'site-dir="{folder.resolve()}" simulated=true' for folder in site_folders]
-    with federation(root, nodes) as home:
-        run = _flwr(home, "run", bundle)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            # `flwr run --stream` exits with 0 even when the run failed: only the listing tells.
-            state = _flwr(home, "list", "--run-id", run["run-id"])["runs"][0]
-            if state["status"].startswith("finished"):
-                break
-            if time.monotonic() > deadline:
-                _flwr(home, "stop", run["run-id"])
-                raise TimeoutError(f"the run did not finish within {timeout_s:g} s; logs are in {root}")
-            time.sleep(1)
-        if state["status"] != "finished:completed":
-            raise RuntimeError(
-                f"the run ended as {state['status']} ({state.get('status-details', '')}); logs are in {root}\n{_tail(root)}"
-            )
+    for file in root.glob("link.db*"):  # of a run that was killed: its nodes and messages are gone
+        file.unlink()
+    with Loopback(root, nodes) as loopback:
+        wait(submit(bundle, home=loopback.home), home=loopback.home, timeout_s=timeout_s, logs=root)
 
 
-@contextlib.contextmanager
-def federation(root: Path, node_configs: list[str]) -> Iterator[Path]:
-    """Start SuperLink, SuperExec and SuperNodes on free loopback ports; yields the home of the `flwr` command."""
-    check_version()
-    root.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    url = f"127.0.0.1:{port}"
-    processes: list[_Process] = []
-    try:
-        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", port, "--isolation", "process"]
-        processes.append(
-            _Process([*link, "--database", root / "link.db", "--disable-runtime-dependency-installation"], root, "link")
+def submit(bundle: Path, connection: str = "", *, home: Path | None = None) -> str:
+    """Start a run of a bundle; returns its id. Without `home` the connections are those of the user's own Flower."""
+    return str(_flwr(home, "run", bundle, *([connection] if connection else []))["run-id"])
+
+
+def wait(
+    run: str, connection: str = "", *, home: Path | None = None, timeout_s: float = math.inf, logs: Path | None = None
+) -> None:
+    """Wait for the end of a run; raises where it was no good one."""
+    deadline, where = time.monotonic() + timeout_s, [connection] if connection else []
+    hint = f"logs are in {logs}" if logs else f"`flwr log {run}` tells more"
+    while True:
+        # `flwr run --stream` exits with 0 even when the run failed: only the listing tells.
+        asked = time.monotonic()
+        state = _flwr(home, "list", *where, "--run-id", run)["runs"][0]
+        if state["status"].startswith("finished"):
+            break
+        if time.monotonic() > deadline:
+            _flwr(home, "stop", run, *where)
+            raise TimeoutError(f"the run did not finish within {timeout_s:g} s; {hint}")
+        time.sleep(max(1.0, 2 * (time.monotonic() - asked)))  # the command takes a second of a core that sites need
+    if state["status"] != "finished:completed":
+        raise RuntimeError(
+            f"the run ended as {state['status']} ({state.get('status-details', '')}); {hint}"
+            + (f"\n{_tail(logs)}" if logs else "")
         )
-        _wait_healthy(url, processes[0], root)
-        processes.append(
-            _Process(["flower-superexec", "--insecure", "--runtime-api-address", url], root, "exec", home="link")
-        )
+
+
+class Loopback:
+    """SuperLink, SuperExec and SuperNodes on free loopback ports; `home` is that of the `flwr` command.
+
+    The processes go by name: `link`, `exec`, `node-0` and so on. Each can be killed and started again, to test what then happens.
+    """
+
+    def __init__(self, root: Path, node_configs: list[str], host: str = "127.0.0.1") -> None:
+        check_version()
+        self.root, self.home, self.port = root, root / "home-cli", _free_port()
+        self.url = f"127.0.0.1:{self.port}"
+        link: list[Any] = ["flower-superlink", "--insecure", "--host", host, "--port", self.port]
+        link += ["--isolation", "process", "--database", root / "link.db", "--disable-runtime-dependency-installation"]
+        self.commands: dict[str, list[Any]] = {
+            "link": link,
+            "exec": ["flower-superexec", "--insecure", "--runtime-api-address", self.url],
+        }
+        node = ["flower-supernode", "--insecure", "--superlink", self.url]
         for i, config in enumerate(node_configs):
-            node = [
-                "flower-supernode",
-                "--insecure",
-                "--superlink",
-                url,
-                "--port",
-                _free_port(),
-                "--node-config",
-                config,
-            ]
-            processes.append(_Process(node, root, f"node-{i}"))
-        home = root / "home-cli"
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{url}"\ninsecure = true\n'
+            self.commands[f"node-{i}"] = [*node, "--port", _free_port(), "--node-config", config]
+        self.processes: dict[str, _Process] = {}
+
+    def __enter__(self) -> Loopback:
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{self.url}"\ninsecure = true\n'
         )
-        yield home
-    finally:
-        for process in reversed(processes):
+        try:
+            for name in self.commands:
+                self.start(name)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self.processes.values()):
             process.ask_to_stop()
-        for process in reversed(processes):
+        for process in reversed(self.processes.values()):
             process.stop()
+
+    def start(self, name: str) -> None:
+        """Start a process, or start it again; the SuperLink is waited for."""
+        home = "link" if name == "exec" else name
+        self.processes[name] = _Process(self.commands[name], self.root, name, home)
+        if name == "link":
+            _wait_healthy(self.url, self.processes[name], self.root)
+
+    def kill(self, name: str) -> None:
+        """End a process and its children as `kill -9` or a loss of power would."""
+        self.processes[name].kill()
 
 
 class _Process:
@@ -97,15 +125,15 @@ class _Process:
     def __init__(self, command: list[Any], root: Path, name: str, home: str = "") -> None:
         folder = root / f"work-{name}"
         folder.mkdir(parents=True, exist_ok=True)
-        self.log: IO[bytes] = (root / f"{name}.log").open("wb")
-        program = str(Path(sys.executable).parent / str(command[0]))
+        self.log: IO[bytes] = (root / f"{name}.log").open("ab")
         self.process = subprocess.Popen(
-            [program, *map(str, command[1:])],
+            list(map(str, command)),
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env=_environment(root / f"home-{home or name}"),
+            env=_environment(root / f"home-{home or name}"),  # whose PATH leads to Flower's programs
             cwd=folder,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
     def ask_to_stop(self) -> None:
@@ -115,6 +143,9 @@ class _Process:
     def stop(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -128,11 +159,16 @@ def _environment(home: Path) -> dict[str, str]:
     return inherited | QUIET | {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "PATH": path}
 
 
-def _flwr(home: Path, *arguments: object) -> dict[str, Any]:
+def _end_with_parent() -> None:
+    """In a new process: a SIGTERM when this one is killed, or its federation would run on without it."""
+    pr_set_pdeathsig = 1
+    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
     command = [str(Path(sys.executable).parent / "flwr"), *map(str, arguments), "--format", "json"]
-    done = subprocess.run(
-        command, env=_environment(home), cwd=home, capture_output=True, text=True, timeout=120, check=False
-    )
+    environment = _environment(home) if home else os.environ | QUIET
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     answer = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     if not answer.get("success"):
         raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {done.stdout[-800:]} {done.stderr[-800:]}")

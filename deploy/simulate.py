@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from oncofed.client.app import app as client_app
@@ -14,9 +14,8 @@ from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common.study import Study
 from oncofed.deploy.engine import run_in_process, run_on_ray
 from oncofed.deploy.loopback import run_on_superlink
+from oncofed.deploy.started import Engine, Started
 from oncofed.server.app import app as server_app
-
-Engine = Literal["local", "ray", "superlink"]
 
 NAMES = ("patient", "cancer_type", "predicted")
 """Columns of predictions that are text, whatever they look like: a grade 2, a class NA."""
@@ -37,9 +36,18 @@ def simulate(study: Study, sites: Path, engine: Engine = "local") -> SimulatedRu
     for folder in folders:  # predictions of an earlier study of this name must not be taken for this one's
         shutil.rmtree(folder / ".oncofed" / "predictions" / study.name, ignore_errors=True)
     out = Path(study.runtime.out).resolve()
+    note(out, sites, engine)
     run_on(engine, study.run_config() | {"runtime.out": str(out)}, sites, folders, out / "processes")
     results = json.loads((Path(study.runtime.out) / "results.json").read_text())
     return SimulatedRun(results, read_predictions(folders, study.name))
+
+
+def note(out: Path, sites: Path, engine: Engine, methods: tuple[str, ...] | None = None) -> None:
+    """Keep in the run's folder how it was started; without `methods`, what it is compared with stays as it was noted."""
+    started = Started(str(sites.resolve()), engine, methods or (), str(Path.cwd()))
+    before = Started.read(out) if methods is None else None
+    if before is None or (before.sites, before.engine) != (started.sites, started.engine):
+        started.write(out)
 
 
 def run_on(

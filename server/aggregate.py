@@ -6,7 +6,10 @@ enters as rint(x * 2**bits). What does not fit is refused by name: nothing is cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
@@ -16,7 +19,12 @@ UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
 
 _CHUNK = 1 << 15
+"""Numbers that are worked on at once: they stay in a core's cache from the first look to the sum."""
+_SPAN = 1 << 20
+"""Numbers that a thread takes at once; numpy lets go of the interpreter, so threads help. Smaller sums go without."""
 _FINER = 50
+
+Span = tuple[str, int]
 
 
 class Accumulator:
@@ -47,41 +55,85 @@ class Accumulator:
 
     def peaks(self, one: Sum, source: str) -> dict[str, float]:
         """Largest magnitudes by name; raises `ValueError` naming `source` on wrong names or shapes, NaN, or evidence below zero."""
+        self._check_form(one, source)
+        peaks = {name: peak_of(value) for name, value in one.items()}
+        for name, peak in peaks.items():
+            if not np.isfinite(peak):
+                raise ValueError(f"{source}: '{name}' holds values that are not finite")
+        return peaks
+
+    def add(self, one: Sum, source: str = "sum") -> None:
+        """Add one site's sum in one pass over it; on an error nothing has been added."""
+        self._check_form(one, source)
+        flat = {name: value.reshape(-1) for name, value in one.items()}
+        spans = [(name, at) for name, value in flat.items() for at in range(0, value.size, _SPAN)]
+        went = _each(partial(self._add_span, flat), spans)
+        if not all(
+            ended == min(at + _SPAN, flat[name].size) for (name, at), (_, ended) in zip(spans, went, strict=True)
+        ):
+            # integers: what was added is taken away again to the last bit
+            back = [(name, at, ended) for (name, at), (_, ended) in zip(spans, went, strict=True)]
+            for name, at, ended in back:
+                self._step(name, flat[name], at, ended, np.subtract, _buffers(flat[name].dtype))
+            self.check(one, source)
+            raise AssertionError("a sum that was stopped passes the check")
+        peaks = dict.fromkeys(flat, 0.0)
+        for (name, _), (peak, _) in zip(spans, went, strict=True):
+            peaks[name] = max(peaks[name], peak)
+        for name, peak in peaks.items():
+            self._reach[name] += peak * 2.0**self.bits + 1.0
+        self.count += 1
+
+    def _check_form(self, one: Sum, source: str) -> None:
         if one.keys() != self._total.keys():
             raise ValueError(
                 f"{source}: the sum has other arrays than the model: {sorted(one.keys() ^ self._total.keys())[:5]}"
             )
-        peaks: dict[str, float] = {}
         for name, value in one.items():
             if value.dtype.kind != "f":
                 raise ValueError(f"{source}: '{name}' has dtype {value.dtype}, wanted floating point")
             if value.shape != self._total[name].shape:
                 raise ValueError(f"{source}: '{name}' has shape {value.shape}, wanted {self._total[name].shape}")
-            peaks[name] = peak_of(value)
-            if not np.isfinite(peaks[name]):
-                raise ValueError(f"{source}: '{name}' holds values that are not finite")
         if EVIDENCE in one and (one[EVIDENCE] < 0).any():
             raise ValueError(f"{source}: evidence below zero")
-        return peaks
 
-    def add(self, one: Sum, source: str = "sum") -> None:
-        """Add one site's sum; on an error nothing has been added."""
-        peaks = self.check(one, source)
-        scale = 2.0**self.bits
-        for name, value in one.items():
-            total, flat = self._total[name].reshape(-1), value.reshape(-1)
-            # float32 times a power of two is exact, and rint of it too: no need to widen
-            buffer = np.empty(_CHUNK, dtype=np.float32 if value.dtype == np.float32 else np.float64)
-            for at in range(0, flat.size, _CHUNK):
-                part = buffer[: min(_CHUNK, flat.size - at)]
-                np.multiply(flat[at : at + part.size], scale, out=part)
-                whole = np.rint(part, out=None if self._rest else part)
-                total[at : at + part.size] += whole.astype(np.int64)
-                if self._rest:
-                    rest = self._rest[name].reshape(-1)
-                    rest[at : at + part.size] += np.rint((part - whole) * 2.0**_FINER).astype(np.int64)
-            self._reach[name] += peaks[name] * scale + 1.0
-        self.count += 1
+    def _add_span(self, flat: Sum, span: Span) -> tuple[float, int]:
+        """Add a span chunk by chunk; returns its peak and where it ended: before a chunk that does not fit."""
+        name, begin = span
+        peak, end = 0.0, min(begin + _SPAN, flat[name].size)
+        buffers = _buffers(flat[name].dtype)
+        for at in range(begin, end, _CHUNK):
+            chunk = flat[name][at : min(at + _CHUNK, end)]
+            here = float(np.maximum(chunk.max(), -chunk.min()))
+            if not self._reach[name] + here * 2.0**self.bits < LIMIT:  # also where it is NaN
+                return peak, at
+            peak = max(peak, here)
+            self._step(name, flat[name], at, at + chunk.size, np.add, buffers)
+        return peak, end
+
+    def _step(
+        self,
+        name: str,
+        flat: np.ndarray,
+        begin: int,
+        end: int,
+        enter: np.ufunc,
+        buffers: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Add a stretch of an array to the total, or take it away."""
+        total, scale, (buffer, whole) = self._total[name].reshape(-1), 2.0**self.bits, buffers
+        for at in range(begin, end, _CHUNK):
+            part = buffer[: min(_CHUNK, end - at)]
+            there, number = slice(at, at + part.size), whole[: part.size]
+            np.multiply(flat[there], scale, out=part)
+            if self._rest:
+                rounded, rest = np.rint(part), self._rest[name].reshape(-1)
+                finer = np.rint((part - rounded) * 2.0**_FINER).astype(np.int64)
+                enter(rest[there], finer, out=rest[there])
+                np.copyto(number, rounded, casting="unsafe")
+            else:
+                np.copyto(number, np.rint(part, out=part), casting="unsafe")
+            enter(total[there], number, out=total[there])
 
     def total(self) -> Sum:
         """The sum as float64."""
@@ -89,6 +141,20 @@ class Accumulator:
         for name, rest in self._rest.items():
             total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - _FINER)
         return total
+
+
+def _buffers(kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Room for a chunk as floats and as integers: float32 times a power of two is exact, and rint of it too."""
+    return np.empty(_CHUNK, dtype=np.float32 if kind == np.float32 else np.float64), np.empty(_CHUNK, dtype=np.int64)
+
+
+def _each(work: Callable[[Span], tuple[float, int]], spans: list[Span]) -> list[tuple[float, int]]:
+    """The work on all spans, by as many threads as there are cores where there is enough for them."""
+    cores = min(os.cpu_count() or 1, len(spans))
+    if cores < 2:
+        return [work(span) for span in spans]
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(work, spans))
 
 
 def mean_by_block(total: Sum, blocks: Blocks, tau: float) -> tuple[Sum, np.ndarray]:

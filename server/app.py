@@ -33,6 +33,7 @@ from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.privacy import statement
 from oncofed.server.roster import Roster
+from oncofed.server.run_folder import RESULTS, opened
 
 app = ServerApp()
 log = logging.getLogger("oncofed.server")
@@ -58,8 +59,11 @@ def main(grid: Grid, context: Context) -> None:
 
 def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     """Run all folds of a study; writes `results.json` and a model a fold below `runtime.out`, and returns the results."""
-    out = Path(study.runtime.out)
-    out.mkdir(parents=True, exist_ok=True)
+    with opened(study) as out:
+        return _run_study(study, grid, out)
+
+
+def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
@@ -84,6 +88,10 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
         "folds": [],
         "left_out": roster.left_out,
     }
+
+    def keep() -> None:
+        write_text(out / RESULTS, json.dumps(results, indent=1), durable=True)
+
     with progress_bar() as progress:
         rounds = sum(study.steps(phase).rounds for phase in study.phases)
         bar = progress.add_task("federation", total=len(folds) * rounds)
@@ -97,18 +105,19 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
             if study.privacy.on:  # after every fold: what has left has left, whatever comes of the next
                 results["privacy"] = statement(study, results)
             progress.update(bar, completed=len(results["folds"]) * rounds)
-            write_text(out / "results.json", json.dumps(results, indent=1))
+            keep()
     tables = load_tables(out, results["folds"])
     if tables:
         results["evaluation"] = summarise(study, cancers, tables)
-        write_text(out / "results.json", json.dumps(results, indent=1))
+        keep()
     told = summarise_classes(results["folds"], cancers, study.seed)
     if told:
         results["class_evaluation"] = told
-        write_text(out / "results.json", json.dumps(results, indent=1))
+        keep()
     if study.analysis.attributions or study.analysis.attention:
         results |= interpret(out, folds, sets)
-        write_text(out / "results.json", json.dumps(results, indent=1))
+    results["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    keep()
     return results
 
 

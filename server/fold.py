@@ -94,6 +94,7 @@ class FoldRun:
         result |= {
             "seconds": time.perf_counter() - begin,
             "seconds_in_local_steps": rounds.seconds_at_sites + (before.seconds_at_sites if before else 0.0),
+            "seconds_saving": rounds.seconds_saving + (before.seconds_saving if before else 0.0),
             "bytes_to_sites": self.roster.sent - sent,
             "bytes_from_sites": self.roster.received - received,
             "training_bytes": dict(sum((r.moved for r in (rounds, before) if r), Counter())),

@@ -54,6 +54,7 @@ class Inquiry:
                 )
                 continue
             yield answer
+            del answer  # or it would be held while the next one is fetched
 
     def add_up(
         self,
@@ -123,7 +124,7 @@ class Inquiry:
 
 def greeting(study: Study) -> wire.Config:
     """The study as a site needs it: without the coordinator's own paths."""
-    own = {"runtime": {"out"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
+    own = {"runtime": {"out", "keep_checkpoints"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
     told = study.model_dump(mode="json", exclude=own)
     told["training"]["start"] = Path(study.training.start).name
     return {"study_json": json.dumps(told)}

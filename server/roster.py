@@ -24,6 +24,12 @@ SHOWN = 5
 """Refusals that a message names."""
 NEWCOMER_S = 60.0
 """How long the sites at work wait for the greeting of one that comes late."""
+GRACE_S = 60.0
+"""How long after the deadline the SuperLink still takes an answer: only to say so in the log."""
+NODE_GONE = 5
+"""Flower's code for a node whose heartbeat has stopped."""
+BUSY = 4.0
+"""The server sleeps so many times as long as it took to ask for replies: a hundred sites must not keep the SuperLink busy."""
 
 
 class NotEnoughSites(RuntimeError):
@@ -74,6 +80,12 @@ class Roster:
     hellos: dict[int, wire.Config] = field(default_factory=dict)
     refused: dict[int, tuple[str, float]] = field(default_factory=dict)
     left_out: list[dict[str, object]] = field(default_factory=list)
+    silent: set[int] = field(default_factory=set)
+    """Nodes without an answer to the last question: a restarted site may take its name back from such a one."""
+    twins: dict[int, int] = field(default_factory=dict)
+    """Refused nodes, and the nodes whose names they bear."""
+    late: dict[str, tuple[str, str, int, float]] = field(default_factory=dict)
+    """Messages that were not answered in time: site, kind, round, and until when an answer may come."""
     sent: int = 0
     received: int = 0
 
@@ -118,10 +130,14 @@ class Roster:
         online = set(self.grid.get_node_ids())
         for node in [n for n in self.hellos if n not in online]:
             del self.hellos[node]
+        gone = {n for n, twin in self.twins.items() if twin not in self.hellos or twin in self.silent}
         for node in [
-            n for n, (_, since) in self.refused.items() if time.monotonic() - since > RETRY_S or n not in online
+            n
+            for n, (_, since) in self.refused.items()
+            if time.monotonic() - since > RETRY_S or n not in online or n in gone
         ]:
             del self.refused[node]
+            self.twins.pop(node, None)
         fresh = [n for n in online if n not in self.hellos and n not in self.refused]
         if fresh:
             self._greet(fresh, request, patience_s=NEWCOMER_S)
@@ -140,32 +156,61 @@ class Roster:
 
         `each` adds to the question what is for one site alone.
         """
+        self._ignore_late()
         content = wire.request(config, arrays)
         nodes = sorted((n for n in self.hellos if concerns(self.name(n))), key=self.name)
         contents = [content if not each else wire.request(config | each[self.name(n)], arrays) for n in nodes]
         messages = [
-            Message(c, n, kind, ttl=self.timeout_s, group_id=str(round_)) for c, n in zip(contents, nodes, strict=True)
+            Message(c, n, kind, ttl=self.timeout_s + GRACE_S, group_id=str(round_))
+            for c, n in zip(contents, nodes, strict=True)
         ]
         size = _size(content)
         self.sent += size * len(messages)
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        del messages, content
         # Idle time only: neither the server's own work nor a site in this process counts against the others.
         waited = 0.0
         while by_id and waited < self.timeout_s:
-            replies = list(self.grid.pull_messages(list(by_id)))
-            for reply in replies:
+            begin, quiet = time.monotonic(), True
+            for reply in self._pull(list(by_id)):
+                quiet = False
                 node = by_id.pop(reply.metadata.reply_to_message_id)
+                gone = reply.has_error() and reply.error.code == NODE_GONE
+                (self.silent.add if gone else self.silent.discard)(node)
                 answer = self._read(reply, node, kind, round_)
+                del reply  # the next reply is fetched while this name still holds the last
                 if answer is not None:
                     self.received += answer.bytes
                     yield answer
-            if by_id and not replies:
-                time.sleep(POLL_S)
-                waited += POLL_S
-        for node in by_id.values():
+                    del answer
+            if by_id and quiet:
+                waited += self._pause(begin)
+        until = time.monotonic() + GRACE_S
+        for identifier, node in by_id.items():
+            self.silent.add(node)
+            self.late[identifier] = (self.name(node), kind, round_, until)
             self.leave_out(
                 self.name(node), kind, round_, f"no answer within {self.timeout_s:g} s (runtime.round_timeout_s)"
             )
+
+    def _pull(self, identifiers: list[str]) -> Iterator[Message]:
+        """Replies that are there. One is fetched at a time: all at once, as many models as sites would have to be held."""
+        for some in [identifiers] if self._is_local() else [[i] for i in identifiers]:
+            yield from self.grid.pull_messages(some)
+
+    def _pause(self, begin: float) -> float:
+        """Sleep before the next look for replies, when the last look began at `begin`; returns the seconds slept."""
+        pause = POLL_S if self._is_local() else max(POLL_S, BUSY * min(time.monotonic() - begin, 1.0))
+        time.sleep(pause)
+        return pause
+
+    def _ignore_late(self) -> None:
+        """Take answers that came after their deadline off the SuperLink, and say once of each that it does not count."""
+        for reply in self._pull(list(self.late)) if self.late else ():
+            site, kind, round_, _ = self.late.pop(reply.metadata.reply_to_message_id)
+            if not reply.has_error():
+                log.warning("%s: answer to '%s' of round %d came after its deadline: ignored", site, kind, round_)
+        self.late = {i: entry for i, entry in self.late.items() if time.monotonic() < entry[3]}
 
     def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
         """Log, and keep for the report, that a site was left out and why."""
@@ -178,23 +223,30 @@ class Roster:
         waited = 0.0
         patience_s = min(self.wait_s, self.timeout_s, patience_s or self.wait_s)
         while by_id and waited < patience_s:
-            replies = list(self.grid.pull_messages(list(by_id)))
-            for reply in replies:
+            begin, quiet = time.monotonic(), True
+            for reply in self._pull(list(by_id)):
+                quiet = False
                 node = by_id.pop(reply.metadata.reply_to_message_id)
                 answer = self._read(reply, node, self.greeting, 0, greets=True)
                 if answer is None:
                     self._refuse(node, str(self.left_out[-1]["reason"]))
                     continue
                 twin = next((n for n, h in self.hellos.items() if h["site"] == answer.site and n != node), None)
-                if twin is not None and twin in set(self.grid.get_node_ids()):
+                if twin is not None and (twin in self.silent or twin not in set(self.grid.get_node_ids())):
+                    log.info("%s is back as another node", answer.site)
+                    del self.hellos[twin]
+                    # listed for a while yet: nobody waits for its greeting
+                    self._refuse(twin, f"{answer.site} is back as another node")
+                    self.twins[twin] = node
+                elif twin is not None:
+                    self.twins[node] = twin
                     reason = f"a second node calls itself {answer.site}; give every site a name of its own"
                     self.leave_out(answer.site, self.greeting, 0, reason)
                     self._refuse(node, reason)
                     continue
                 self.hellos[node] = answer.config
-            if by_id and not replies:
-                time.sleep(POLL_S)
-                waited += POLL_S
+            if by_id and quiet:
+                waited += self._pause(begin)
 
         for node in by_id.values():
             self.leave_out(f"node {node}", self.greeting, 0, f"no answer to the greeting within {patience_s:g} s")

@@ -21,7 +21,7 @@ from oncofed.common.splits import ALL_PATIENTS, seed_from
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
 from oncofed.server.aggregate import UPDATE_BITS
-from oncofed.server.checkpoint import load_arrays, save_arrays
+from oncofed.server.checkpoint import Checkpoints
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.roster import NotEnoughSites
 from oncofed.server.statistics import Frame
@@ -31,9 +31,6 @@ log = logging.getLogger("oncofed.server")
 
 WEIGHTS = "weights/"
 
-CHECKPOINT_EVERY_S = 10.0
-"""What a killed server loses at most; an error loses nothing. Short rounds would spend their time on the disk."""
-
 AUROC_ERROR = 0.005
 """An AUROC from bins that may be further off is left out: probabilities of a model that has hardly begun lie in a few bins."""
 
@@ -42,8 +39,10 @@ AUROC_ERROR = 0.005
 class Rounds:
     """One phase of one fold; without `out` it leaves no checkpoint and begins anew.
 
-    `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers. `moved` are
-    the bytes of these rounds to and from sites, and what they would have been in float32 and in full (`plain_`).
+    `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers, `curve` says
+    of each round who took part and how it went. `moved` are the bytes of these rounds to and from sites, and what they would have
+    been in float32 and in full (`plain_`). A checkpoint needs no random state: what is drawn in a round follows from the study's
+    seed and the round's number, and noise of privacy is never drawn twice.
     """
 
     inquiry: Inquiry
@@ -53,6 +52,7 @@ class Rounds:
     out: Path | None
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds_at_sites: float = 0.0
+    seconds_saving: float = 0.0
     devices: dict[str, str] = field(default_factory=dict)
     site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
     site_rounds: dict[str, int] = field(default_factory=dict)
@@ -63,23 +63,14 @@ class Rounds:
         """The rounds that `curve` lacks, up to `rounds` (0: the phase's own); afterwards the strategy holds the last round's
         weights, or the best round's."""
         rounds = rounds or self.inquiry.study.steps(self.phase).rounds
-        saved = time.monotonic()
-        try:
-            for round_ in range(len(self.curve) + 1, rounds + 1):
-                if self._patience_is_over():
-                    break
-                self._round(round_)
-                # noise that is drawn again after a crash would be another release, and a total of others is refused
-                kept = self.strategy.cover is not None or self.inquiry.study.privacy.secure_sum
-                if kept or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
-                    self.save()
-                    saved = time.monotonic()
-                point = self.curve[-1]
-                loss = f"loss {point['train_loss']:.4f}, " if "train_loss" in point else ""
-                advance(f"fold {self.inquiry.fold} {self.phase} round {round_}: {loss}{point['sites']} sites")
-        finally:
-            if self.curve:  # also on the way out of an error: the last whole round is never lost
-                self.save()
+        for round_ in range(len(self.curve) + 1, rounds + 1):
+            if self._patience_is_over():
+                break
+            self._round(round_)
+            self.save()
+            point = self.curve[-1]
+            loss = f"loss {point['train_loss']:.4f}, " if "train_loss" in point else ""
+            advance(f"fold {self.inquiry.fold} {self.phase} round {round_}: {loss}{point['sites']} sites")
         if self.best:
             self.strategy.weights = dict(self.best)
         else:
@@ -104,6 +95,7 @@ class Rounds:
             {
                 "round": round_,
                 "sites": len(summary.sites),
+                "took_part": summary.sites,
                 "evidence": summary.evidence,
             }
             | ({"train_loss": summary.loss} if summary.loss is not None else {})
@@ -207,8 +199,10 @@ class Rounds:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _file(self) -> Path | None:
-        return self.out and self.out / "checkpoints" / f"fold-{self.inquiry.fold}-{self.phase}.safetensors"
+    def checkpoints(self) -> Checkpoints | None:
+        """Where the phase leaves them; None where it leaves none."""
+        keep = self.inquiry.study.runtime.keep_checkpoints
+        return Checkpoints.of(self.out, self.inquiry.fold, self.phase, keep) if self.out else None
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint must share with the study that resumes it. Waiting times and paths may differ, and what comes
@@ -221,22 +215,25 @@ class Rounds:
 
     def save(self) -> None:
         """Write everything that the next round depends on."""
-        if self._file is None:
+        if self.checkpoints is None:
             return
+        begin = time.perf_counter()
         arrays = self.strategy.state() | under("frame/", self.frame.arrays) | under("best/", self.best)
         arrays |= under("site_evidence/", self.site_evidence)
         about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts), "site_rounds": self.site_rounds}
-        save_arrays(self._file, arrays, self._about() | about)
+        self.checkpoints.save(len(self.curve), arrays, self._about() | about)
+        self.seconds_saving += time.perf_counter() - begin
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one: on its scale and grid, whoever has answered now."""
-        if not (self.inquiry.study.runtime.resume and self._file and self._file.exists()):
+        """Continue from the newest whole checkpoint, if there is one: on its scale and grid, whoever has answered now."""
+        found = self.checkpoints.newest() if self.inquiry.study.runtime.resume and self.checkpoints else None
+        if found is None:
             return
-        state, about = load_arrays(self._file)
+        file, state, about = found
         if {k: about.get(k) for k in self._about()} != self._about():
             raise ValueError(
-                f"{self._file.name} was written by another study, panel or set of cancer types, or for other images; choose "
-                "another runtime.out"
+                f"{file.relative_to(file.parent.parent)} was written by another study, panel or set of cancer types, or for other images; "
+                "choose another runtime.out"
             )
         self.frame = Frame(part("frame/", state), TimeGrid(tuple(about["grid_months"])))
         self.strategy.restore(state)

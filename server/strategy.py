@@ -132,6 +132,7 @@ class EvidenceStrategy:
             losses[answer.site] = told
             devices[answer.site] = str(answer.config.get("device", ""))
             site_evidence[answer.site] = np.array(answer.arrays[EVIDENCE])
+            del answer  # or it would be held while the next one is fetched
         if accumulator.count < self.settings.min_sites:
             reasons = [
                 f"{x['site']}: {x['reason']}" for x in roster.left_out if x["round"] == round_ and x["kind"] == "train"

@@ -30,7 +30,7 @@ from oncofed.deploy.comparison.variants import (
     Federations,
     check_variant,
 )
-from oncofed.deploy.simulate import Engine
+from oncofed.deploy.simulate import Engine, note
 
 
 class Scoring(Protocol):
@@ -57,6 +57,7 @@ SCORING: dict[str, Scoring] = {"survival": survival, "classification": classes}
 def compare(study: Study, sites: Path, methods: tuple[str, ...], engine: Engine = "local") -> dict[str, Any]:
     """Run the federation and every method of `methods`, and return all tables as plain numbers (no patient rows)."""
     check_methods(study, methods)
+    note(Path(study.runtime.out), sites, engine, methods)
     scoring, federations = SCORING[study.task.kind], Federations(study, sites, engine)
     run = federations.run()
     main = "federated" if study.aggregation.rule == "evidence" else "fedavg"

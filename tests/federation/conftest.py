@@ -19,7 +19,7 @@ from oncofed.common.blocks import Sum, part
 from oncofed.common.study import TRAIN, Study
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.server.app import run_study
-from oncofed.server.checkpoint import load_arrays
+from oncofed.server.checkpoint import Checkpoints, load_arrays
 
 
 @dataclass
@@ -87,10 +87,12 @@ def federation(consortium: Path) -> Federation:
 
 @pytest.fixture
 def checkpoint() -> Callable[..., Sum]:
-    """All arrays of a phase's checkpoint."""
+    """All arrays of a phase's newest checkpoint."""
 
     def read(study: Study, phase: str = TRAIN, fold: int = 0) -> Sum:
-        return load_arrays(Path(study.runtime.out) / "checkpoints" / f"fold-{fold}-{phase}.safetensors")[0]
+        found = Checkpoints.of(Path(study.runtime.out), fold, phase, 1).newest()
+        assert found is not None
+        return found[1]
 
     return read
 

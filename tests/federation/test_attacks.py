@@ -212,7 +212,7 @@ def test_resume_keeps_the_scale_that_the_weights_were_learned_on(
 
     with pytest.raises(NotEnoughSites):
         run_study(study, InProcessGrid(client_app, NODES, {"sites": str(consortium)}, fault=stops))
-    checkpoint, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0-train.safetensors")
+    checkpoint, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0-train" / "round-0001.safetensors")
 
     def absent(m: Message) -> str | None:
         return "error" if m.metadata.message_type == "query.statistics" and m.metadata.dst_node_id == 1000 else None

@@ -26,7 +26,7 @@ BOTH = {
     "analysis__personal_rounds": 1,
     "evaluation__tables": False,
 }
-COSTS = ("seconds", "seconds_in_local_steps")
+COSTS = ("seconds", "seconds_in_local_steps", "seconds_saving")
 
 
 def part(results: dict[str, Any], fold: int = 0) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_a_study_resumes_where_it_was_killed(sites: Path, multimodal: Make) -> N
     simulate(whole, sites)
     file = Path(whole.runtime.out) / "model-fold-0.safetensors"
     a = {k: v.tobytes() for k, v in load_arrays(file)[0].items()}
-    checkpoint = Path(whole.runtime.out) / "checkpoints" / "fold-0-train.safetensors"
+    checkpoint = Path(whole.runtime.out) / "checkpoints" / "fold-0-train" / "round-0004.safetensors"
     arrays, _ = load_arrays(checkpoint)
     assert arrays["branches"].any()
     again = simulate(whole.changed(runtime__resume=True), sites).results

@@ -98,7 +98,7 @@ def test_a_finished_pretraining_serves_another_training(
 def test_a_pretraining_of_another_study_is_refused(federation: Any, make: Make, keys: dict[str, object]) -> None:
     with pytest.raises(NotEnoughSites):
         federation.run(make("a", pretraining__rounds=1), failing(TRAIN, 1))
-    with pytest.raises(ValueError, match=r"fold-0-pretrain\.safetensors was written by another study"):
+    with pytest.raises(ValueError, match=r"fold-0-pretrain/round-0001\.safetensors was written by another study"):
         federation.run(make("a", pretraining__rounds=1, runtime__resume=True, **keys))
 
 

@@ -248,13 +248,15 @@ def test_a_round_that_is_asked_again_gets_the_same_answer_and_costs_nothing(
 
     with pytest.raises(Killed):
         hospitals.run(study, kill)
-    checkpoint = Path(study.runtime.out) / "checkpoints" / "fold-0-train.safetensors"
+    checkpoint = Path(study.runtime.out) / "checkpoints" / "fold-0-train" / "round-0002.safetensors"
     spent = hospitals.ledger().spent()
     stored = checkpoint.read_bytes()
     hospitals.run(study.changed(runtime__resume=True))
     once = weights(study)
     # again from the same checkpoint: round 3 has been answered, and is answered alike
     checkpoint.write_bytes(stored)
+    for later in range(3, study.training.rounds + 1):
+        checkpoint.with_name(f"round-{later:04d}.safetensors").unlink()
     before = hospitals.ledger().spent()
     hospitals.run(study.changed(runtime__resume=True))
     assert weights(study) == once
@@ -325,7 +327,7 @@ def test_hospital_level_privacy_covers_the_total_and_tells_nothing_of_a_site(
         assert 0 < norm <= 0.01
     assert hospitals.ledger().studies() == []  # the noise is the server's: no hospital pays
     assert results["folds"][0]["curve"][0]["evidence"]["trunk"] == 4.0
-    first, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0-train.safetensors")
+    first, _ = load_arrays(Path(study.runtime.out) / "checkpoints" / "fold-0-train" / "round-0002.safetensors")
     moved = first["weights/encoder.shared.weight"].astype(np.float64)
     assert moved.std() == pytest.approx(promise_of(study).deviation * 0.01 / 4 * np.sqrt(2), rel=0.2)
 

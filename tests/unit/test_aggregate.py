@@ -145,6 +145,31 @@ def test_overflow_is_refused_by_name_and_adds_nothing() -> None:
     assert accumulator.count == 1
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("at", [0, 1_500_000, -1])
+def test_a_large_sum_that_fails_late_leaves_nothing_behind(at: int, fine: bool, bad: float) -> None:
+    """Threads have added most of it by then."""
+    shapes = {"small": (3,), "x": (1201, 1999)}
+    rng = np.random.default_rng(0)
+    good = {name: rng.normal(0, 100, shape).astype(np.float32) for name, shape in shapes.items()}
+    accumulator, alone = Accumulator(shapes, fine=fine), Accumulator(shapes, fine=fine)
+    accumulator.add(good)
+    alone.add(good)
+    wrong = {name: value * 3 for name, value in good.items()}
+    wrong["x"].reshape(-1)[at] = bad
+    with pytest.raises(ValueError, match="Mayo: 'x'"):
+        accumulator.add(wrong, "Mayo")
+    for name, value in alone.total().items():
+        assert accumulator.total()[name].tobytes() == value.tobytes()
+    accumulator.add(good)
+    alone.add(good)
+    assert (accumulator.total()["x"] == alone.total()["x"]).all()
+    assert accumulator.count == 2
+    exact = np.rint(good["x"].astype(np.float64) * 2.0**40) * 2.0**-39
+    np.testing.assert_allclose(accumulator.total()["x"], exact, rtol=0, atol=0 if not fine else 2.0**-40)
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [

@@ -1,0 +1,220 @@
+"""Faults with real processes: each is killed, stopped or cut off, and the weights are held against an undisturbed run's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oncofed.client.app import app as client_app
+from oncofed.client.data.site import list_sites
+from oncofed.common import wire
+from oncofed.common.study import Study
+from oncofed.deploy.bundle import write_bundle
+from oncofed.deploy.engine import InProcessGrid
+from oncofed.deploy.loopback import Loopback, submit, wait
+from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.server.app import run_study
+from oncofed.server.checkpoint import Checkpoints, load_arrays
+
+pytestmark = pytest.mark.slow
+
+SITES = ("Aachen", "Bergen")
+TIMEOUT_S = 45.0
+Missing = set[tuple[str, int]]
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("faults") / "sites"
+    write_consortium(out, SynthSettings(sites=2, patients=120, genes=60, cancers=3, genes_per_program=8))
+    return out
+
+
+def study(out: Path, **keys: object) -> Study:
+    base = {
+        "model__size": "tiny",
+        "training__rounds": 3,
+        "training__evaluate_every": 0,
+        "aggregation__min_sites": 1,
+        "aggregation__optimizer": "momentum",  # whose state a resumed run must bring back
+        "splits__only": [0],
+        "panel__powers": False,
+        "analysis__experts": False,
+        "evaluation__tables": False,
+        "runtime__threads": 1,
+        "runtime__round_timeout_s": TIMEOUT_S,
+        "runtime__out": str(out),
+    }
+    return Study().changed(**(base | keys))
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    arrays, _ = load_arrays(out / "model-fold-0.safetensors")
+    return {name: value.tobytes() for name, value in arrays.items()}
+
+
+def undisturbed(sites: Path, out: Path, missing: Missing = frozenset(), **keys: object) -> dict[str, bytes]:  # type: ignore[assignment]
+    """Weights of the same study in this process, of which `missing` sites miss rounds."""
+
+    def fault(message: Any) -> str | None:
+        ask = wire.read_config(message.content, "ask")
+        about = SITES[message.metadata.dst_node_id - 1000], int(str(ask.get("round", 0)))
+        return "error" if message.metadata.message_type == wire.TRAIN and about in missing else None
+
+    nodes: list[Any] = [{"partition-id": i, "num-partitions": len(SITES)} for i in range(len(SITES))]
+    run_study(study(out, **keys), InProcessGrid(client_app, nodes, {"sites": str(sites)}, fault=fault))
+    return weights(out)
+
+
+class Watched:
+    """A federation of real processes, the second site behind a cable that can be pulled where this machine lets us lay one."""
+
+    def __init__(self, root: Path, sites: Path) -> None:
+        nodes = [
+            f'site-dir="{folder}" work-dir="{root / "work" / folder.name}" simulated=true'
+            for folder in list_sites(sites)
+        ]
+        self.loopback = Loopback(root, nodes, host="0.0.0.0")
+        self.cable = _lay_cable()
+        if self.cable:
+            command = self.loopback.commands["node-1"]
+            command[command.index(self.loopback.url)] = f"10.213.77.1:{self.loopback.port}"
+            self.loopback.commands["node-1"] = ["ip", "netns", "exec", self.cable, *command]
+
+    def submit(self, run: Study, bundle: str) -> str:
+        return submit(write_bundle(self.loopback.root / bundle, run.run_config()), home=self.loopback.home)
+
+    def wait(self, run: str) -> None:
+        wait(run, home=self.loopback.home, timeout_s=400, logs=self.loopback.root)
+
+    def processes(self, name: str, program: str = "") -> list[int]:
+        """The processes in the session of one that we started, or those of them that run a program."""
+        session, found = self.loopback.processes[name].process.pid, []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and program in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+        return found
+
+    def training(self, out: Path, round_: int, node: str) -> list[int]:
+        """Wait until a node's process answers a round: the checkpoint before it is there, and the process has loaded torch."""
+        if round_ > 1:
+            until(lambda: (out / "checkpoints" / "fold-0-train" / f"round-{round_ - 1:04d}.safetensors").exists())
+            before = set(self.processes(node, "flwr-clientapp"))  # may not have ended yet
+        else:  # the statistics are answered
+            folds, begin = self.loopback.root / "work", time.time()
+            until(lambda: sum(f.stat().st_mtime > begin for f in folds.glob("*/folds/*.txt")) == len(SITES))
+            before = set(self.processes(node, "flwr-clientapp"))
+        return until(lambda: [p for p in self.processes(node, "flwr-clientapp") if p not in before and _has_torch(p)])
+
+
+def _has_torch(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "libtorch" in Path(f"/proc/{process}/maps").read_text()
+    return False
+
+
+def until(there: Callable[[], Any], patience_s: float = 300.0) -> Any:
+    end = time.monotonic() + patience_s
+    while not (found := there()):
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+    return found
+
+
+def _ip(*arguments: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+    return False
+
+
+def _lay_cable() -> str:
+    """A network namespace joined to this one by a cable; empty where we may not make one."""
+    name = f"onco{os.getpid()}"
+    if not _ip("netns", "add", name):
+        return ""
+    laid = (
+        _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        and _ip("addr", "add", "10.213.77.1/30", "dev", name)
+        and _ip("link", "set", name, "up")
+        and _ip("-n", name, "addr", "add", "10.213.77.2/30", "dev", "eth0")
+        and _ip("-n", name, "link", "set", "eth0", "up")
+        and _ip("-n", name, "link", "set", "lo", "up")
+    )
+    if not laid:
+        _ip("netns", "del", name)
+    return name if laid else ""
+
+
+@pytest.fixture(scope="module")
+def watched(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    federation = Watched(tmp_path_factory.mktemp("processes"), sites)
+    try:
+        with federation.loopback:
+            yield federation
+    finally:
+        if federation.cable:
+            _ip("netns", "del", federation.cable)
+
+
+def test_sites_that_are_killed_and_stopped(watched: Watched, sites: Path, tmp_path: Path) -> None:
+    """Bergen is killed in round 2 and started again, Aachen stands still in round 3; both come back, and only those rounds differ."""
+    out, keys = tmp_path / "out", {"training__rounds": 5}
+    run = watched.submit(study(out, **keys), "bundle-sites")
+    watched.training(out, 2, "node-1")
+    watched.loopback.kill("node-1")
+    watched.loopback.start("node-1")
+    watched.training(out, 3, "node-0")
+    stopped = watched.processes("node-0")
+    try:
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        until(lambda: (out / "checkpoints" / "fold-0-train" / "round-0003.safetensors").exists())
+    finally:
+        for process in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+    watched.wait(run)
+    results = json.loads((out / "results.json").read_text())
+    took_part = {p["round"]: p["took_part"] for p in results["folds"][0]["curve"]}
+    assert (took_part[1], took_part[2], took_part[3]) == (list(SITES), ["Aachen"], ["Bergen"])
+    # a site whose heartbeat stopped is asked again in the round after its return
+    assert "Aachen" in took_part[4] + took_part[5]
+    missing = {(site, round_) for round_, there in took_part.items() for site in SITES if site not in there}
+    assert missing <= {("Bergen", 2), ("Aachen", 3), ("Aachen", 4)}
+    assert weights(out) == undisturbed(sites, tmp_path / "same", missing, **keys)
+
+
+def test_a_killed_superlink_a_cut_cable_and_a_killed_server(watched: Watched, sites: Path, tmp_path: Path) -> None:
+    """SuperLink is killed in round 1 and comes back with its database; a cable is out in round 2; the server dies in round 3."""
+    out = tmp_path / "out"
+    run = watched.submit(study(out), "bundle-server")
+    watched.training(out, 1, "node-0")
+    watched.loopback.kill("link")
+    time.sleep(3)
+    watched.loopback.start("link")
+    watched.training(out, 2, "node-1")
+    if watched.cable:
+        assert _ip("link", "set", watched.cable, "down")
+        time.sleep(6)
+        assert _ip("link", "set", watched.cable, "up")
+    watched.training(out, 3, "node-0")
+    for process in watched.processes("exec", "flwr-serverapp"):
+        os.kill(process, signal.SIGKILL)
+    assert not (out / "results.json").exists()
+    assert Checkpoints.of(out, 0, "train", 3).files[0].name == "round-0002.safetensors"
+    again = watched.submit(study(out, runtime__resume=True), "bundle-again")
+    assert again != run
+    watched.wait(again)
+    results = json.loads((out / "results.json").read_text())
+    assert [p["took_part"] for p in results["folds"][0]["curve"]] == [list(SITES)] * 3
+    assert weights(out) == undisturbed(sites, tmp_path / "same")
