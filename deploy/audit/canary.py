@@ -1,119 +1,42 @@
 """The release gate: canaries in the study's own private steps, and the least epsilon that the noise around them shows.
 
-A canary is a patient whose clipped gradient is one unit vector: C in one number of one parameter, in every step. Half of them,
-by a coin each, are in. They are put into the clipped sum at the last moment before the product covers it, so what is measured
-is the noise that `train_privately` really adds, with the scale that it really asks for. The score of a canary is the sum over
-steps of what it finds in its number less the clean sum, which the attacker of a worst case knows: N(in T C, T s^2 C^2) for T
-steps of noise s C. Without that subtraction an audit missed noise ten times too small (privacy.md, 6.1).
+A canary is a patient whose clipped gradient is one unit vector: C in one number of one parameter. Half of them, by a coin each,
+are in. They go into the clipped sum before the product covers it, and are read in what the site releases (released.py), so that
+both ends lie outside of the product's noise. The score of a canary is the sum over steps of what its number shows less the clean
+sum, which the attacker of a worst case knows: N(in T C, T s^2 C^2) for T steps of noise s C. Without that subtraction an audit
+missed noise ten times too small (privacy.md, 6.1). What is left besides canaries must be the promised noise (residuals.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from oncofed.common.noise import SecureNoise
 from oncofed.common.privacy.accounting import gaussian_epsilon
+from oncofed.deploy.audit.released import release
+from oncofed.deploy.audit.residuals import bent, odd_deviations, odd_samples, repeated, uncovered
 from oncofed.deploy.audit.setting import Setting
-from scipy.stats import binom, chi2, norm
-from torch import Tensor
+from scipy.stats import binom, norm
 
 CANARIES, LEAST = 900, 8
-"""Canaries of a draw at most, and at least."""
+"""Canaries of a run at most, and at least."""
 
-SCORES, DRAWS = 3600, 40
-"""Canary scores wanted in all; where a draw has fewer, each sum is covered anew, up to so many times."""
+SCORES, RUNS = 1800, 4
+"""Canary scores wanted in all; where a run has fewer, the rounds are asked anew, up to so many times."""
 
 STEPS = 50
-"""Steps of an audit at most; the claim is that of as many."""
+"""Steps of a run at most, in whole rounds, and one round at least; the claim is that of as many."""
 
 LEVEL, GATE = 0.95, 1.0 - 1e-5
-"""Confidence of the bound that is reported, and of the one that fails a release."""
+"""Confidence of the bound that is reported, and of each test that fails a release."""
+
+TESTS = 6
+"""Tests that may fail an honest release by chance: canaries, deviations, single numbers, repetition, shape and samples."""
 
 GUESSED = 6
 """One in so many canaries is guessed to be in, as many to be out: fixed beforehand, as the one-run bound wants it."""
-
-Covered = Callable[[SecureNoise, Tensor, float, float], Tensor]
-"""A sum with noise, from the noise's source, the sum, the sensitivity and the deviation."""
-
-
-def _product_noise(noise: SecureNoise, total: Tensor, sensitivity: float, deviation: float) -> Tensor:
-    return SecureNoise.covered(noise, total, sensitivity=sensitivity, deviation=deviation)
-
-
-class Tapped(SecureNoise):
-    """Noise that puts canaries into what it covers, and keeps their scores.
-
-    `place [m]` are distinct numbers of all that a step covers, `numbers` of them, in the order in which it does; `inside [draws, m]`
-    says which canaries are in; of them each step takes a sample at `rate`, as of patients. Each draw is a release of its own; training goes on with the first.
-    """
-
-    def __init__(
-        self,
-        place: np.ndarray,
-        inside: np.ndarray,
-        numbers: int,
-        *,
-        height: float,
-        covered: Covered = _product_noise,
-        rate: float = 1.0,
-        draw: np.random.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self._order = np.argsort(place)
-        self._place, self._inside = place[self._order], inside[:, self._order]
-        self._numbers, self._height, self._covered, self._at = numbers, height, covered, 0
-        self._rate, self._draw = rate, draw or np.random.default_rng()
-        self._now = self._inside
-        self._score = np.zeros(inside.shape)
-        self._squares: dict[int, tuple[float, int]] = {}
-
-    @property
-    def squares(self) -> list[tuple[float, int]]:
-        """Of each parameter, in order, the sum of squares of its noise over all numbers and steps, and how many those were."""
-        return [self._squares[begin] for begin in sorted(self._squares)]
-
-    @property
-    def score(self) -> np.ndarray:
-        """Scores `[draws, m]` in the order of `place`; raises where a step left numbers without noise."""
-        if self._at % self._numbers or not self._at:
-            raise ValueError(
-                f"the training steps covered {self._at} numbers, which are not whole steps of {self._numbers}: some parameter left without noise"
-            )
-        out = np.empty_like(self._score)
-        out[:, self._order] = self._score
-        return out
-
-    @property
-    def steps(self) -> int:
-        """Steps that were covered."""
-        return self._at // self._numbers
-
-    def covered(self, total: Tensor, *, sensitivity: float, deviation: float) -> Tensor:
-        """As `SecureNoise.covered`, of a sum that holds the canaries that are in."""
-        begin = self._at % self._numbers
-        if not begin and self._rate < 1.0:
-            self._now = self._inside & (self._draw.random(self._inside.shape) < self._rate)
-        low, high = np.searchsorted(self._place, (begin, begin + total.numel()))
-        here, first = self._place[low:high] - begin, None
-        clean = total.detach().reshape(-1).double().cpu().numpy()
-        for draw in range(len(self._inside)) if high > low else (0,):
-            held = clean.copy()
-            held[here] += self._height * self._now[draw, low:high]
-            given = total.new_tensor(held).reshape(total.shape)
-            noisy = self._covered(self, given, sensitivity, deviation)
-            found = noisy.detach().reshape(-1).double().cpu().numpy()
-            self._score[draw, low:high] += found[here] - clean[here]
-            if first is None:
-                first, noise = noisy, found - given.reshape(-1).double().cpu().numpy()
-                squares, count = self._squares.get(begin, (0.0, 0))
-                self._squares[begin] = squares + float(noise @ noise), count + len(noise)
-        self._at += total.numel()
-        assert first is not None
-        return first
 
 
 @dataclass(frozen=True)
@@ -167,63 +90,82 @@ def one_run_epsilon(score: np.ndarray, inside: np.ndarray, delta: float, level: 
     return low
 
 
-def too_quiet(squares: list[tuple[float, int]], sd: float, level: float) -> list[int]:
-    """Parameters whose noise is less than `sd`: those that honest noise is among, any of them, with a probability of 1 - `level`."""
-    chance = (1 - level) / max(len(squares), 1)
-    return [i for i, (ss, n) in enumerate(squares) if chi2.cdf(ss / sd**2, n) < chance]
+def audit_canaries(setting: Setting, seed: int) -> dict[str, Any]:
+    """Ask a site for the study's first rounds, with canaries; `passed` is False where the answers show more than is claimed.
 
-
-def audit_canaries(
-    setting: Setting, seed: int, covered: Covered = _product_noise, *, length: float = 1.0
-) -> dict[str, Any]:
-    """Run the study's private steps with canaries; `passed` is False where the noise shows more than is claimed.
-
-    The noise has no seed, so a run is a lottery, and the gate says how much of one: noise of exactly the claim fails with a
-    probability of 1e-5, as the bound that decides has a confidence of 99.999 %. Some 3,600 scores make up for
-    that: noise split over five sites without a secure sum is over five standard errors beyond the gate at epsilon 1. Beside it
-    stand the bound at 95 % and the one-run bound. Canaries may miss a small parameter, so the noise of each is held against the claim as
-    well, at the same confidence. `length` is a canary's in clips, which clipping should hold at 1.
+    `quiet_parameters` and `loud_parameters` have less noise than is claimed, and more; `wrong` says in words what else does not fit.
     """
-    short = setting.shortened(STEPS)
-    numbers = sum(p.numel() for p in short.model.parameters() if p.requires_grad)
+    local = setting.study.training.local_steps
+    rounds = max(1, min(setting.study.training.rounds, STEPS // local))
+    steps, clip, delta = rounds * local, setting.study.privacy.clip, setting.promise.delta
+    named = {name: p.numel() for name, p in setting.model.named_parameters() if p.requires_grad}
+    numbers = sum(named.values())
     m = min(CANARIES, numbers // 2)
     if m < LEAST:
         raise ValueError(
             f"the study trains {numbers} numbers, which hold no {LEAST} canaries; leave 'canary' out of --checks"
         )
-    draw = np.random.default_rng(seed)
-    draws = min(DRAWS, -(-SCORES // m))
-    inside = draw.random((draws, m)) < 0.5
-    clip = short.study.privacy.clip
-    rate, place = short.study.privacy.sample_rate, draw.permutation(numbers)[:m]
-    noise = Tapped(place, inside, numbers, height=length * clip, covered=covered, rate=rate, draw=draw)
-    short.train(short.private_share(short.batch, noise))
-    score, steps, delta = noise.score / clip, noise.steps, short.promise.delta
-    flat, where = score.reshape(-1), inside.reshape(-1)
+    assert setting.site is not None
+    draw, scores, ins, noises, patients, wrong = np.random.default_rng(seed), [], [], [], [], []
+    rounding = np.zeros(numbers)
+    for _ in range(min(RUNS, -(-SCORES // m))):
+        place, inside = draw.permutation(numbers)[:m], draw.random(m) < 0.5
+        found = release(setting, rounds, place, inside, clip)
+        wrong += found.odd
+        if not len(found.residual):
+            continue
+        scores.append(found.residual[:, place].sum(0))
+        ins.append(inside)
+        noise = found.residual
+        noise[:, place] -= found.present
+        noises.append(noise / setting.promise.deviation)
+        patients += found.patients
+        rounding = np.maximum(rounding, found.rounding / setting.promise.deviation)
+    noise, chance, names = np.concatenate(noises) if noises else np.zeros((0, numbers)), 1 - GATE, list(named)
+    quiet, loud = odd_deviations(noise, list(named.values()), rounding, chance)
+    if not len(noise) or not (~np.isnan(noise)).any():
+        wrong.append("no noisy sum could be read from the site's answers")
+    few = uncovered(noise, chance)
+    if few:
+        wrong.append(f"{few} single numbers have next to no noise")
+    again = repeated(noise, chance, draw)
+    wrong += [again] if again else []
+    if bent(noise, chance, draw):
+        wrong.append("the noise is not Gaussian with the deviation that is claimed")
+    samples: dict[str, Any] = {}
+    if patients:
+        odd, samples = odd_samples(patients, setting.site.patients, setting.study.privacy.sample_rate, chance)
+        wrong += odd
+    shown = [~np.isnan(score) for score in scores]
+    flat = np.concatenate([s[k] for s, k in zip(scores, shown, strict=True)] or [np.zeros(0)])
+    where = np.concatenate([i[k] for i, k in zip(ins, shown, strict=True)] or [np.zeros(0, dtype=bool)])
     usual, strict = gaussian_bound(flat, where, LEVEL), gaussian_bound(flat, where, GATE)
-    claimed, least = (
-        short.epsilon(steps),
-        gaussian_epsilon(strict.low, delta) if math.isfinite(strict.low) else math.inf,
-    )
-    names = [name for name, p in short.model.named_parameters() if p.requires_grad]
-    squares = noise.squares
-    quiet = [names[i] for i in too_quiet(squares, clip * short.promise.deviation, GATE)]
-    found = math.sqrt(sum(ss for ss, _ in squares) / sum(n for _, n in squares)) / clip
-    one_run = one_run_epsilon(score[0], inside[0], delta)
+    claimed, least = setting.epsilon(steps), _epsilon(strict.low, delta)
+    first = shown[0] if shown else np.zeros(0, dtype=bool)
+    one_run = one_run_epsilon(scores[0][first], ins[0][first], delta) if first.sum() >= LEAST else 0.0
+    spread = math.sqrt(float(np.nanmean(np.square(noise)))) if (~np.isnan(noise)).any() else 0.0
     return {
         "steps": steps,
         "canaries": m,
-        "draws": draws,
-        "deviation": {"claimed": short.promise.deviation, "found": found},
-        "quiet_parameters": quiet,
+        "draws": len(scores),
+        "local_steps": local,
+        "deviation": {"claimed": setting.promise.deviation, "found": spread * setting.promise.deviation},
+        "quiet_parameters": [names[i] for i in quiet],
+        "loud_parameters": [names[i] for i in loud],
+        "sampled": samples,
+        "wrong": sorted(set(wrong)),
         "epsilon": claimed,
         "delta": delta,
         "mu": {"value": usual.mu, "low": usual.low},
-        "epsilon_lower": gaussian_epsilon(usual.low, delta) if math.isfinite(usual.low) else math.inf,
+        "epsilon_lower": _epsilon(usual.low, delta),
         "epsilon_lower_gate": least,
         "epsilon_lower_one_run": one_run,
         "level": LEVEL,
-        "false_alarm": 2 * (1 - GATE),
+        "false_alarm": TESTS * chance,
         "alarm": one_run > claimed,
-        "passed": least <= claimed and not quiet,
+        "passed": least <= claimed and not quiet and not loud and not wrong,
     }
+
+
+def _epsilon(mu: float, delta: float) -> float:
+    return gaussian_epsilon(mu, delta) if math.isfinite(mu) else math.inf

@@ -7,21 +7,15 @@ saw one patient gives her alone away (privacy.md, 3). A head without bias tells 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from oncofed.client.batch import Batch
-from oncofed.client.policy import DEFAULT
 from oncofed.client.privacy.dp_sgd import PatientGradients, cover
 from oncofed.client.privacy.train import losses_by_patient
-from oncofed.client.release import Answer, Door
-from oncofed.common import wire
-from oncofed.common.errors import Refusal
 from oncofed.common.modalities import RNA
 from oncofed.common.models.build import set_weights, trainable
 from oncofed.common.models.heads import ClassHead
@@ -63,8 +57,7 @@ def audit_inversion(setting: Setting, seed: int) -> dict[str, Any]:
     """Reconstructions from a site of one patient, of six, and from an expert that saw one, without protection and with noise.
 
     Gradients are those of a first full step, which plain SGD sends as they are. Under noise the attacker has what all steps of the
-    fold would send if the gradient stayed, which is more than any has. `policy` says whether the product's default policy lets such an
-    update out.
+    fold would send if the gradient stayed, which is more than any has.
     """
     set_weights(setting.model, setting.weights)
     layers = layers_of(setting)
@@ -73,7 +66,6 @@ def audit_inversion(setting: Setting, seed: int) -> dict[str, Any]:
         "first_layer_travels": first_layer_travels(setting),
         "patients": FEW,
         "steps": setting.steps,
-        "policy": refused(),
     }
     for name in ("shared", "head"):
         if name in layers:
@@ -133,7 +125,7 @@ def gradient_of(setting: Setting, batch: Batch, *, protected: bool) -> Gradient:
             return {n: torch.zeros_like(model.get_parameter(n)) if g is None else g for n, g in found.items()}
         clip, deviation = study.privacy.clip, setting.promise.deviation / setting.steps**0.5
         with PatientGradients.opened(model, clip) as gradients:
-            total = gradients.clipped_sum([lambda rows: losses_of(batch if rows is None else batch.select(rows))])
+            total = gradients.clipped_sum([lambda rows=None: losses_of(batch if rows is None else batch.select(rows))])
         return dict(zip(names, cover(total, clip=clip, deviation=deviation, noise=SecureNoise()), strict=True))
     finally:
         if isinstance(model, PathGPTOmic):
@@ -251,16 +243,3 @@ def _lone(setting: Setting, layer: Layer, draw: np.random.Generator, *, protecte
             like, unlike = (likeness(found, inputs_of(setting, layer, b)[who]) for b in (members, others))
             rows.append(like | {"of_another": unlike["correlation"]})
     return (_median(rows) if rows else {}) | {"sites": tried / DRAWS}
-
-
-def refused() -> dict[str, Any]:
-    """Whether a hospital's default policy lets the sum of a small site's training out, by the product's own door."""
-    small = min(FEW, DEFAULT.min_patients - 1)
-    with tempfile.TemporaryDirectory() as folder:
-        door = Door("a small site", DEFAULT, Path(folder) / "release-log.jsonl", simulated=True)
-        total = {"update": np.ones(1, dtype=np.float32)}
-        try:
-            door.release(wire.TRAIN, {}, Answer({}, total, small))
-        except Refusal as error:
-            return {"patients": small, "refused": True, "reason": str(error)}
-    return {"patients": small, "refused": False, "reason": ""}

@@ -1,4 +1,6 @@
-"""Who was among the training patients? Attacks on the study's model, trained with its privacy and without.
+"""Who was among the training patients? Attacks on the study's model, trained with its noise and without.
+
+Models without noise are clipped all the same: a private recipe's rate is made for clipped steps, and would throw others off.
 
 Shadow models are trained on random halves of the patients (Carlini et al. 2022, LiRA; Zarifzadeh et al. 2024, RMIA). A few of
 them are targets, attacked with the others as references. Shapes: S models, N patients.
@@ -7,21 +9,17 @@ them are targets, attacked with the others as references. Shapes: S models, N pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from oncofed.client.batch import CHUNK, Batch
+from oncofed.client.batch import CHUNK
 from oncofed.client.objectives import measured_objective
-from oncofed.client.privacy.train import losses_by_patient, public_evidence
-from oncofed.client.train import optimizer_for
-from oncofed.common.blocks import Sum, weigh
-from oncofed.common.models.build import get_weights, set_weights, trainable
-from oncofed.common.splits import seed_from
-from oncofed.common.study import TRAIN
-from oncofed.deploy.audit.setting import Setting, Share, remembered
+from oncofed.common.blocks import Sum
+from oncofed.common.models.build import set_weights
+from oncofed.deploy.audit.setting import Setting, remembered
 from scipy.special import logsumexp
 from scipy.stats import norm, rankdata
 
@@ -109,36 +107,10 @@ def train_shadows(setting: Setting, models: int, seed: int, *, private: bool, ad
     for s in range(models):
         inside[s, draw.permutation(n)[: n // 2]] = True
         half = setting.batch.select(torch.from_numpy(np.flatnonzero(inside[s])).to(setting.batch.cancer_B.device))
-        own = seed_from(seed, "shadow", s)
-        weights = setting.train(setting.private_share(half) if private else plain_share(setting, half, own))
+        weights = setting.train(setting.private_share(half, noisy=private))
         losses[s] = _losses(setting, weights)
         advance()
     return Trained(losses, inside)
-
-
-def plain_share(setting: Setting, batch: Batch, seed: int) -> Share:
-    """The same steps without clipping and noise: all patients in every step, the mean of their losses."""
-    model, study, t = setting.model, setting.study, setting.study.training
-    parts = [batch.select(rows) for rows in torch.arange(len(batch)).split(setting.at_once)]
-
-    def share(round_: int, weights: Sum, load: Mapping[str, np.ndarray]) -> Sum:
-        set_weights(model, weights)
-        model.train()
-        losses_of = losses_by_patient(model, study, load, seed_from(seed, "audit", round_))
-        optimizer, moving = optimizer_for(model, study, TRAIN, round_), trainable(model)
-        for _ in range(t.local_steps):
-            optimizer.zero_grad(set_to_none=True)
-            for part in parts:
-                (losses_of(part).sum() / len(batch)).backward()
-            for name, p in model.named_parameters() if t.prox_mu else ():
-                if p.grad is not None:
-                    p.grad += t.prox_mu * (p.detach() - torch.from_numpy(weights[name]).to(p.device))
-            optimizer.step()
-        after = get_weights(model)
-        delta = {name: after[name] - weights[name] for name in after if name in moving}
-        return weigh(delta, public_evidence(model, batch, setting.held), model.blocks())
-
-    return share
 
 
 def _losses(setting: Setting, weights: Sum) -> np.ndarray:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import norm
 
-KINDS = {"plain": ("without privacy", RED), "private": ("with privacy", BLUE)}
+KINDS = {"plain": ("without noise", RED), "private": ("with noise", BLUE)}
 ATTACKS = {"lira": "LiRA", "rmia": "RMIA", "loss": "loss"}
 NEVER = "tells nothing"
 
@@ -41,7 +41,7 @@ def print_audit(result: dict[str, Any], console: Console) -> None:
     console.print(f"attacked: {result['patients']} training patients of {escape(', '.join(result['sites']))}")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for column in ("without privacy", "with privacy"):
+    for column in ("without noise", "with noise"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("beside")
     for row in rows(result):
@@ -56,18 +56,28 @@ def print_audit(result: dict[str, Any], console: Console) -> None:
 
 
 def rows(result: dict[str, Any]) -> Iterator[Row]:
-    """What, the number without privacy and with, and what stands beside it."""
+    """What, the number without noise and with, and what stands beside it."""
     if "sensitivity" in result:
         s = result["sensitivity"]
         yield "a patient moves, clips", "", f"{max(s['largest']):.6f}", f"1 allowed {_verdict(s['passed'])}"
+        if "single" in s:
+            yield (
+                "  in single precision",
+                "",
+                f"{s['single']['largest']:.6f}",
+                f"hostile weights {_verdict(s['single']['passed'])}",
+            )
     if "canary" in result:
         c = result["canary"]
-        loud = _verdict(not c["quiet_parameters"])
+        loud = _verdict(not (c["quiet_parameters"] or c["loud_parameters"] or c["wrong"]))
         yield "noise of a step, clips", "", f"{c['deviation']['found']:.4f}", f"{c['deviation']['claimed']:.4f} {loud}"
         claimed = f"{c['epsilon']:.2f} claimed"
         yield "canaries: epsilon over", "", f"{c['epsilon_lower']:.2f}", claimed
         verdict = _verdict(c["epsilon_lower_gate"] <= c["epsilon"])
         yield "  the gate, 99.999 %", "", f"{c['epsilon_lower_gate']:.2f}", f"{c['epsilon']:.2f} {verdict}"
+        if c["sampled"]:
+            share = f"{c['sampled']['found']:.4f}"
+            yield "patients of a step", "", share, f"{c['sampled']['rate']:g} claimed"
         one = "[yellow]alarm[/]" if c["alarm"] else "loose"
         yield "  by one run", "", f"{c['epsilon_lower_one_run']:.2f}", one
     if "membership" in result:
@@ -101,9 +111,6 @@ def _inversion(v: dict[str, Any]) -> Iterator[Row]:
         yield "  what is rebuilt", "", v["layer"]["tells"], ""
     if not v["first_layer_travels"]:
         yield "  the first layer", "", "does not travel", ""
-    p = v["policy"]
-    answer = "refused" if p["refused"] else "leaves"
-    yield f"  update of {p['patients']} patients", "", answer, f"default {_verdict(p['refused'])}"
 
 
 def _verdict(passed: bool) -> str:

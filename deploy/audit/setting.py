@@ -15,31 +15,32 @@ import torch
 from oncofed.client.app import app as client_app
 from oncofed.client.batch import CHUNK, Batch
 from oncofed.client.data.cohort import Cohort
-from oncofed.client.data.site import list_sites
+from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
+from oncofed.client.greeting import known_patients
 from oncofed.client.privacy.train import Held, public_evidence, train_privately
 from oncofed.client.scale import lens_of
-from oncofed.common.blocks import Sum
+from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names
 from oncofed.common.modalities import MODALITIES, PATHOLOGY
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, Sizes, begin_from, build_model, get_weights
 from oncofed.common.models.gene_moe import Encoder, GeneMOE
 from oncofed.common.models.output import ModelOutput
-from oncofed.common.noise import SecureNoise
 from oncofed.common.privacy.accounting import epsilon_of
 from oncofed.common.privacy.releases import TRAINING, Promise, promise_of
 from oncofed.common.saved import SavedModel
 from oncofed.common.scaling import Scaling
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.tables import scale_prefix, table_widths
+from oncofed.common.wire import TRAIN as TRAIN_MESSAGE
 from oncofed.deploy.comparison.reference import Pool
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.simulate import check_names
 from oncofed.server.app import agree, agree_with
 from oncofed.server.inquiry import Inquiry, greeting
 from oncofed.server.roster import Roster
-from oncofed.server.statistics import gather_statistics
+from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
 from torch import Tensor
 
@@ -48,8 +49,30 @@ Share = Callable[[int, Sum, Mapping[str, np.ndarray]], Sum]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A site that answers training messages, as the product does; `patients` are its training patients, `known` as many as everyone may know."""
+
+    inquiry: Inquiry
+    frame: Frame
+    patients: int
+    known: int
+
+    def ask(self, setting: Setting, round_: int, weights: Sum, load: Mapping[str, np.ndarray]) -> Sum:
+        """The answer to a round of the study from `weights`; raises `ValueError` with the site's reason where there is none."""
+        arrays = self.frame.arrays | under("weights/", weights) | under("load/", load)
+        before = len(self.inquiry.roster.left_out)
+        for answer in self.inquiry.ask(TRAIN_MESSAGE, self.frame.config, arrays, phase=TRAIN, round_=round_):
+            return dict(answer.arrays)
+        said = "; ".join(str(x["reason"]) for x in self.inquiry.roster.left_out[before:])
+        raise ValueError(f"{self.inquiry.alone} does not answer round {round_} of {setting.study.name}: {said}")
+
+
+@dataclass(frozen=True)
 class Setting:
-    """A study about to train: `weights` are the first ones, `batch` the training patients of `fold` at `sites` together."""
+    """A study about to train: `weights` are the first ones, `batch` the training patients of `fold` at `sites` together.
+
+    `site` is the largest of them, by its messages.
+    """
 
     study: Study
     model: Predictor
@@ -59,6 +82,7 @@ class Setting:
     promise: Promise
     sites: tuple[str, ...]
     fold: int
+    site: Asked | None = None
 
     @property
     def steps(self) -> int:
@@ -76,24 +100,17 @@ class Setting:
         chunk = self.study.privacy.chunk
         return min(chunk, CHUNK) if self.batch.bags is not None and PATHOLOGY in self.study.modalities else chunk
 
-    def shortened(self, most: int) -> Setting:
-        """The same study with `most` steps at most; noise and clip stay those of the whole."""
-        local = min(self.study.training.local_steps, most)
-        rounds = max(1, min(self.study.training.rounds, most // local))
-        training = self.study.training.model_copy(update={"rounds": rounds, "local_steps": local})
-        return replace(self, study=self.study.model_copy(update={"training": training}))
-
-    def train(self, share: Share) -> Sum:
-        """The weights after the study's rounds, in a federation of one site whose sums `share` gives."""
+    def train(self, share: Share, rounds: int = 0) -> Sum:
+        """The weights after the study's rounds, or so many, in a federation of one site whose sums `share` gives."""
         strategy = EvidenceStrategy.of(self.study.aggregation, self.model)
         strategy.weights, strategy.modalities = dict(self.weights), ()
-        for round_ in range(1, self.study.training.rounds + 1):
+        for round_ in range(1, (rounds or self.study.training.rounds) + 1):
             strategy.take(share(round_, strategy.weights, strategy.load))
         strategy.settle()
         return strategy.weights
 
-    def private_share(self, batch: Batch, noise: SecureNoise | None = None) -> Share:
-        """Rounds of the product's private training on `batch`; nothing in it has a seed."""
+    def private_share(self, batch: Batch, *, noisy: bool = True) -> Share:
+        """Rounds of the product's private training on `batch`, or the same steps, clip included, without noise."""
 
         def share(round_: int, weights: Sum, load: Mapping[str, np.ndarray]) -> Sum:
             return train_privately(
@@ -103,9 +120,8 @@ class Setting:
                 self.study,
                 round_=round_,
                 load=load,
-                deviation=self.promise.deviation,
+                deviation=self.promise.deviation if noisy else 0.0,
                 evidence=public_evidence(self.model, batch, self.held),
-                noise=noise,
                 probe=round_ == 1,
             )
 
@@ -143,7 +159,8 @@ def open_setting(sites: Path, study: Study, site: str = "") -> Setting:
     start = SavedModel.read(Path(study.training.start)) if study.training.start else None
     cancers, panel, beside = agree(study, roster) if start is None else agree_with(start, study, roster)
     fold = study.splits.only[0] if study.splits.only else 0
-    frame, baseline, _ = gather_statistics(Inquiry(study, roster, panel, cancers, fold, beside), start)
+    inquiry = Inquiry(study, roster, panel, cancers, fold, beside)
+    frame, baseline, _ = gather_statistics(inquiry, start)
     device = choose_device(study.runtime.device)
     widths = table_widths(study, beside, len(panel))
     scales = {m: Scaling.of(frame.arrays, scale_prefix(m)) for m in widths}
@@ -158,11 +175,18 @@ def open_setting(sites: Path, study: Study, site: str = "") -> Setting:
     if baseline is not None and "head.log_baseline" in weights:
         weights["head.log_baseline"] = baseline
     pool = Pool.open(sites, study, panel, cancers, {site} if site else set(roster.sites), beside)
-    cohort = pool.all.select(pool.split(study, fold) == "train")
+    trained = pool.split(study, fold) == "train"
+    cohort = pool.all.select(trained)
     if not len(cohort):
         raise ValueError(f"{site or 'the sites'}: no training patient in fold {fold}; name another site or fold")
     batch = Batch.of(cohort, lens, device)
-    return Setting(study, model, weights, batch, _held(cohort), promise_of(study), tuple(pool.cohorts), fold)
+    patients = {name: int((trained & (pool.site == name)).sum()) for name in pool.cohorts}
+    largest = max(patients, key=lambda name: patients[name])
+    folder = next(f for f in folders if SiteFolder.open(f).name == largest)
+    share = 1.0 if study.splits.held_out_sites else 1.0 - 1.0 / study.splits.folds
+    known = max(1, round(share * known_patients(SiteFolder.open(folder), folder / ".oncofed")))
+    asked = Asked(replace(inquiry, alone=largest), frame, patients[largest], known)
+    return Setting(study, model, weights, batch, _held(cohort), promise_of(study), tuple(pool.cohorts), fold, asked)
 
 
 def _held(cohort: Cohort) -> Held:

@@ -30,7 +30,7 @@ CHECKS = ("sensitivity", "canary", "membership", "inversion")
 
 ATTACKS = {"lira": "LiRA", "rmia": "RMIA", "loss": "loss alone"}
 
-MODELS = {"private": "this study's model", "plain": "the same without privacy"}
+MODELS = {"private": "this study's model", "plain": "the same without noise"}
 
 Audit = Mapping[str, Any]
 
@@ -287,7 +287,7 @@ def draw_attacks(tried: list[dict[str, Any]], stated: Mapping[str, Any], said: M
     styles = dict(zip(ATTACKS.values(), (("-", "o"), ("--", "s"), (":", "^")), strict=True))
     for i, a in enumerate(tried):
         colour, (line, mark) = BLUE if a["key"] == "private" else RED, styles[a["attack"]]
-        name: str | None = f"{a['attack']}, {'private' if a['key'] == 'private' else 'without privacy'}"
+        name: str | None = f"{a['attack']}, {'private' if a['key'] == 'private' else 'without noise'}"
         if a["roc"]:
             x, y = np.array(a["roc"], dtype=float).T
             axis.plot(x, np.maximum(y, FLOOR), line, color=colour, linewidth=1.2, label=name)

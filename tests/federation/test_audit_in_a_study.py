@@ -39,7 +39,7 @@ def call(sites: Path, out: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_an_honest_study_passes_and_leaves_numbers_and_a_picture(consortium: Path, tmp_path: Path) -> None:
-    """Fails by chance in one of 50,000 runs, as noise has no seed."""
+    """Fails by chance in one of 15,000 runs, as noise has no seed."""
     code, text = call(consortium, tmp_path, "--models", "8")
     assert code == 0
     assert "passed: no attack shows more than is claimed" in text
@@ -61,7 +61,10 @@ def test_an_honest_study_passes_and_leaves_numbers_and_a_picture(consortium: Pat
             assert len(members[kind][attack]["roc"]["tpr"]) == len(members[kind][attack]["roc"]["fpr"])
     assert result["inversion"]["one"]["unprotected"]["correlation"] > 0.999
     assert result["inversion"]["one"]["protected"]["correlation"] < 0.5
-    assert result["inversion"]["policy"]["refused"]
+    assert "policy" not in result["inversion"]
+    assert result["sensitivity"]["single"]["passed"]
+    assert result["canary"]["wrong"] == []
+    assert "without noise" in text
     assert (tmp_path / "audit.svg").read_text().startswith("<svg")
     written = (tmp_path / "audit.json").read_text() + text
     assert not re.search(r"[A-Z]{3}-\d{4}", written)  # no patient
