@@ -85,14 +85,14 @@ class PatientGradients:
             squares_B = squares_B + _squared_norms(layer, passes)
         return squares_B.sqrt(), by_layer
 
-    def clipped_sum(self, parts: Iterable[Callable[[Tensor | None], Tensor]]) -> list[Tensor]:
+    def clipped_sum(self, parts: Iterable[Callable[[], Tensor]]) -> list[Tensor]:
         """Sum over patients of gradients of norm `clip` at most, a tensor a parameter; each part gives the losses of its patients.
 
         A patient whose gradient is not finite counts nothing, as no factor would bound it; the others stay as they were.
         """
         total = {p: torch.zeros_like(p) for p in self.parameters}
         for part in parts:
-            norm_B, by_layer = self.norms(lambda part=part: part(None))  # type: ignore[misc]
+            norm_B, by_layer = self.norms(part)
             factor_B = (self.bound / norm_B.clamp(min=1e-30)).clamp(max=1.0)
             factor_B = torch.where(torch.isfinite(norm_B), factor_B, torch.zeros_like(factor_B))
             for layer, passes in by_layer.items():

@@ -210,10 +210,10 @@ def _bounded(share_BE: Tensor) -> Tensor:
     return share_BE / share_BE.sum(1, keepdim=True).clamp(min=1.0)
 
 
-def _part(batch: Batch, piece: Tensor, losses_of: Callable[[Batch], Tensor]) -> Callable[[Tensor | None], Tensor]:
-    """The losses of some rows of a batch, or of those of them that a call names."""
+def _part(batch: Batch, piece: Tensor, losses_of: Callable[[Batch], Tensor]) -> Callable[[], Tensor]:
+    """The losses of some rows of a batch, when they are asked for."""
     chosen = batch if len(piece) == len(batch) else batch.select(piece.to(batch.cancer_B.device))
-    return lambda rows: losses_of(chosen if rows is None else chosen.select(rows))
+    return lambda: losses_of(chosen)
 
 
 def _at_once(study: Study, batch: Batch) -> int:

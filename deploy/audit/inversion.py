@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def gradient_of(setting: Setting, batch: Batch, *, protected: bool) -> Gradient:
             return {n: torch.zeros_like(model.get_parameter(n)) if g is None else g for n, g in found.items()}
         clip, deviation = study.privacy.clip, setting.promise.deviation / setting.steps**0.5
         with PatientGradients.opened(model, clip) as gradients:
-            total = gradients.clipped_sum([lambda rows=None: losses_of(batch if rows is None else batch.select(rows))])
+            total = gradients.clipped_sum([partial(losses_of, batch)])
         return dict(zip(names, cover(total, clip=clip, deviation=deviation, noise=SecureNoise()), strict=True))
     finally:
         if isinstance(model, PathGPTOmic):

@@ -129,7 +129,9 @@ def release(setting: Setting, rounds: int, place: np.ndarray, inside: np.ndarray
     site, study, odd = setting.site, setting.study, []
     if site is None:
         raise ValueError("an audit of what is released needs a site's folder; open_setting() gives one")
-    watch, rows, counts, present, patients = Watch(place, inside, height), [], study.training.local_steps, [], []
+    watch, rows, counts = Watch(place, inside, height), [], study.training.local_steps
+    present: list[Any] = []
+    patients: list[Any] = []
     names = list(_trained(setting.model))
     n = site.known
     rounding: list[np.ndarray] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def measure_sensitivity(setting: Setting, seed: int, losses: LossesOf = _product
     clips = [setting.study.privacy.clip]
     with PatientGradients.opened(model, clips[0]) as gradients:
         parts = _everybody(batch, setting.at_once)
-        norms = torch.cat([gradients.norms(lambda part=part: losses_of(part))[0] for part in parts])  # type: ignore[misc]
+        norms = torch.cat([gradients.norms(partial(losses_of, part))[0] for part in parts])
     median = float(norms.median())
     if 0.0 < BITING * median < clips[0]:
         clips.append(BITING * median)
@@ -152,7 +153,7 @@ def _moved(
 
         def total(rows: np.ndarray) -> Tensor:
             chosen = batch.select(torch.from_numpy(rows).to(device))
-            parts = [_part(part, losses_of) for part in _everybody(chosen, at_once)]
+            parts = [partial(losses_of, part) for part in _everybody(chosen, at_once)]
             return torch.cat([t.flatten() for t in gradients.clipped_sum(parts)]).double()
 
         rows = np.arange(len(batch))
@@ -164,10 +165,6 @@ def _moved(
             own.append(float(alone.norm()) / clip)
             rest.append(float((change - alone).norm()) / clip)
     return np.array(moved), np.array(rest), np.array(own)
-
-
-def _part(part: Batch, losses_of: Losses) -> Callable[..., Tensor]:
-    return lambda rows=None: losses_of(part if rows is None else part.select(rows))
 
 
 def _everybody(batch: Batch, at_once: int) -> list[Batch]:

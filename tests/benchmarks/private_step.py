@@ -70,9 +70,7 @@ def step_of(way: str, args: argparse.Namespace) -> Callable[[], None]:
 
         def private() -> None:
             with PatientGradients.opened(model, clip) as gradients:
-                total = cover(
-                    gradients.clipped_sum([lambda rows: losses_of(batch)]), clip=clip, deviation=2.0, noise=noise
-                )
+                total = cover(gradients.clipped_sum([lambda: losses_of(batch)]), clip=clip, deviation=2.0, noise=noise)
                 for p, value in zip(gradients.parameters, total, strict=True):
                     p.grad = value / args.batch
                 optimizer.step()

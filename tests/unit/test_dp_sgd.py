@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_norms_and_clipped_sums_equal_a_loop_of_single_patients(kind: str) -> No
         torch.testing.assert_close(mine, norm, rtol=1e-10, atol=1e-10)
         rows = torch.arange(N).split(4)
         whole = gradients.clipped_sum([losses])
-        parts = gradients.clipped_sum([lambda chosen, r=r: losses(r if chosen is None else r[chosen]) for r in rows])
+        parts = gradients.clipped_sum([partial(losses, r) for r in rows])
     assert clip * 0.9999 < gradients.bound < clip
     expected = [
         sum(one[j] * min(1.0, gradients.bound / float(n)) for one, n in zip(alone, norm, strict=True))
@@ -103,7 +104,7 @@ def test_without_noise_nobody_moves_the_sum_by_more_than_the_clip(kind: str) -> 
     with PatientGradients.opened(model, clip) as gradients:
 
         def flat(rows: torch.Tensor) -> torch.Tensor:
-            total = gradients.clipped_sum([lambda chosen: losses(rows if chosen is None else rows[chosen])])
+            total = gradients.clipped_sum([partial(losses, rows)])
             return torch.cat([t.double().flatten() for t in total])
 
         everyone = flat(torch.arange(40))
@@ -137,7 +138,7 @@ def test_a_cox_loss_would_break_the_bound() -> None:
     with PatientGradients.opened(model, clip) as gradients:
 
         def total(rows: torch.Tensor) -> torch.Tensor:
-            return gradients.clipped_sum([lambda chosen: terms(rows if chosen is None else rows[chosen])])[0]
+            return gradients.clipped_sum([partial(terms, rows)])[0]
 
         everyone = total(torch.arange(n))
         with torch.no_grad():  # long under observation at a high risk: legal, and in everybody's risk set
@@ -154,7 +155,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_the_others_stay() -> None
     with PatientGradients.opened(model, 1.0) as gradients:
         got = gradients.clipped_sum([losses])
         keep = torch.tensor([i for i in range(N) if i != 3])
-        want = gradients.clipped_sum([lambda chosen: losses(keep if chosen is None else keep[chosen])])
+        want = gradients.clipped_sum([partial(losses, keep)])
     for a, b in zip(got, want, strict=True):
         assert torch.isfinite(a).all()
         torch.testing.assert_close(a, b)
@@ -317,7 +318,7 @@ def longest(model: Predictor, losses: object, n: int, clip: float) -> float:
     with PatientGradients.opened(model, clip) as gradients:
         lengths = []
         for i in range(n):
-            total = gradients.clipped_sum([lambda _, i=i: losses(torch.tensor([i]))])  # type: ignore[operator]
+            total = gradients.clipped_sum([partial(losses, torch.tensor([i]))])  # type: ignore[operator]
             lengths.append(float(torch.cat([t.double().flatten() for t in total]).norm()))
     return max(lengths) / clip
 
