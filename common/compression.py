@@ -148,7 +148,9 @@ class Coding:
         Raises `ValueError` naming the site where evidence, names, shapes, types or scales are not what this coding writes.
         """
         evidence = arrays.get(EVIDENCE, np.zeros(0))
-        if evidence.dtype.kind != "f" or evidence.shape != (len(blocks.names),) or not np.isfinite(evidence).all():
+        if evidence.dtype.kind != "f":
+            raise ValueError(f"{site}: '{EVIDENCE}' has dtype {evidence.dtype}, wanted floating point")
+        if evidence.shape != (len(blocks.names),) or not np.isfinite(evidence).all():
             raise ValueError(
                 f"{site}: the sum has other arrays than the model: '{EVIDENCE}' must be {len(blocks.names)} finite numbers"
             )

@@ -33,7 +33,7 @@ def load_arrays(path: Path) -> tuple[Sum, dict[str, Any]]:
     """
     with safe_open(path, framework="numpy") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
     wanted = metadata.get("sha256")
     if wanted and wanted != digest(arrays, metadata["about"]):
         raise ValueError(
