@@ -43,7 +43,7 @@ def test_the_statement_is_in_the_results_and_the_report(federation: Federation, 
     assert {s["epsilon"] for name, s in sites.items() if name != "Aachen"} == {said["epsilon"]}
     assert said["epsilon"] == pytest.approx(promise.epsilon)
     assert 100 <= said["cost"]["patients"] <= 240
-    assert said["cost"]["patients"] % 10 == 0
+    assert said["cost"]["patients"] % 8 == 0  # four fifths of tens: the fold's share of what is known
     result = CliRunner().invoke(cli, ["study", "report", study.runtime.out])
     assert result.exit_code == 0, result.output
     html = (Path(study.runtime.out) / "report.html").read_text()
