@@ -220,7 +220,7 @@ def bad(upload: str = "int8", **changes: object) -> Sum:
         (bad(evidence=None), "'evidence' must be 5 finite numbers"),
         (bad(evidence=np.full(5, np.inf)), "'evidence' must be 5 finite numbers"),
         (bad(evidence=np.ones((1, 5))), "'evidence' must be 5 finite numbers"),
-        (bad(evidence=np.ones(5, dtype=np.int64)), "'evidence' must be 5 finite numbers"),
+        (bad(evidence=np.ones(5, dtype=np.int64)), "'evidence' has dtype int64, wanted floating point"),
         (bad(evidence=np.full(5, 1.0)), r"wanted \(3, 660\)"),
     ],
 )
