@@ -1,0 +1,140 @@
+"""The `oncofed site` commands: what a hospital's data engineer does with its own data and node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+site_cli = typer.Typer(no_args_is_help=True, help="For a hospital: check the data, see what was spent, score patients.")
+out = Console()
+err = Console(stderr=True)
+
+
+@site_cli.command("check")
+def site_check(
+    folder: Annotated[Path, typer.Argument(help="site folder with site.toml and tables")],
+    panel: Annotated[
+        Path | None, typer.Option(help="gene panel, one gene a line or .gmt, to measure the overlap with")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="HGNC's table of gene names, hgnc_complete_set.txt: panel.names of the study")
+    ] = None,
+) -> None:
+    """Report what a site holds and every problem in one pass; exit code 1 when there is an error. Prints no patient."""
+    from oncofed.client.data.check import check_site
+    from oncofed.common.gene_names import GeneNames
+    from oncofed.common.panel import GenePanel
+
+    if names and panel is None:
+        raise ValueError("--names says under which names the genes of a panel are looked for; name one with --panel")
+    with err.status("reading"):
+        table = GeneNames.from_file(names) if names else None
+        report = check_site(folder, GenePanel.from_file(panel, table) if panel else None)
+    facts = Table(title=f"Site {report.site}", show_header=False, title_justify="left")
+    for key, value in report.facts.items():
+        facts.add_row(key, value)
+    out.print(facts)
+    if report.findings:
+        for f in sorted(report.findings, key=lambda f: f.level):
+            style = "red" if f.level == "error" else "yellow"
+            where = escape(": ".join(part for part in (f.file, f.column) if part))
+            out.print(
+                f"[{style}]{f.level}[/] {where}: {f.count} {escape(f.problem)}\n        [dim]{escape(f.remedy)}[/]"
+            )
+    out.print("[green]ready[/]" if report.ok else "[red]not ready: mend the errors above[/]")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@site_cli.command("budget")
+def site_budget(
+    folder: Annotated[Path, typer.Argument(help="site folder with site.toml and policy.toml")],
+    work_dir: Annotated[Path | None, typer.Option(help="where ledger.jsonl is; without it, FOLDER/.oncofed")] = None,
+) -> None:
+    """Show what noisy releases have cost the site's patients, study by study, and what is left. Exit code 1 when nobody can know."""
+    from oncofed.client.data.site import SiteFolder
+    from oncofed.client.policy import Policy
+    from oncofed.client.privacy.ledger import Ledger, ledger_of
+
+    name, policy = SiteFolder.open(folder).name, Policy.read(folder)
+    file = work_dir / "ledger.jsonl" if work_dir else ledger_of(folder, folder / ".oncofed")
+    ledger = Ledger(file, name, policy.epsilon_budget, policy.delta_budget)
+    ledger.verify()
+    table = Table(title=f"Site {escape(name)}", title_justify="left")
+    table.add_column("study")
+    for column in ("releases", "unsettled", "epsilon", "first", "last"):
+        table.add_column(column, justify="right")
+    for s in ledger.studies():
+        numbers = (str(s.releases), str(s.unsettled), f"{s.epsilon:.3f}", s.first[:10], s.last[:10])
+        table.add_row(escape(s.study), *numbers)
+    out.print(table)
+    spent, budget = ledger.spent(), policy.epsilon_budget
+    out.print(f"spent: epsilon {spent:.3f} at delta {policy.delta_budget:g}, all studies together")
+    out.print(f"budget: {budget:g} (epsilon_budget in policy.toml), left: {max(budget - spent, 0.0):.3f}")
+    out.print(f"[green]verified[/]: {escape(str(file))}" if file.exists() else f"no ledger yet: {escape(str(file))}")
+
+
+@site_cli.command("predict")
+def site_predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors or model-fold-K.safetensors of a study")],
+    folder: Annotated[Path, typer.Argument(help="site folder; its clinical table needs no outcome")],
+    target: Annotated[Path, typer.Option("--out", help="CSV file for the patients' rows")],
+    picture: Annotated[
+        Path | None, typer.Option(help="survival curves of one cancer type and what drives its risks, .svg or .png")
+    ] = None,
+    cancer: Annotated[str, typer.Option(help="of the picture; without it, the one with the most patients")] = "",
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="folder for one GeoJSON file a slide: which tiles the model looks at, for QuPath"),
+    ] = None,
+    patient: Annotated[
+        list[str] | None, typer.Option(help="of --attention, may be repeated; without it, the 20 of highest percentile")
+    ] = None,
+    microns_per_pixel: Annotated[
+        float, typer.Option(min=0, help="of the scanner, where slide files hold coords in micrometres (STAMP)")
+    ] = 0.0,
+    pathways: Annotated[
+        Path | None,
+        typer.Option(help="gene sets (.gmt): beside --out, what pathways and single genes say for each patient"),
+    ] = None,
+) -> None:
+    """Score a hospital's own patients with a saved model, offline. Rows go to the files; only counts are printed."""
+    from oncofed.client.attention import Drawn, choose_patients, write_attention
+    from oncofed.client.curves import choose_cancer, draw_curves
+    from oncofed.client.pathways import choose_sets, write_pathways
+    from oncofed.client.predict import predict
+
+    if patient and attention is None:
+        raise ValueError("--patient chooses whose slides are drawn; name a folder for them with --attention")
+    with err.status("reading"):
+        prediction = predict(model, folder)
+    shown = choose_cancer(prediction, cancer, picture) if picture else ""
+    rows = choose_patients(prediction, patient or []) if attention else None
+    sets = choose_sets(prediction, pathways) if pathways else {}
+    prediction.write(target)
+    if picture:
+        draw_curves(prediction, shown, picture)
+    looked = Drawn()
+    if attention and rows is not None:
+        with err.status("looking at slides"):
+            looked = write_attention(prediction, rows, attention, microns_per_pixel)
+    counts = Table(box=None, padding=(0, 2, 0, 0))
+    counts.add_column("cancer type" if prediction.survival else "answer")
+    counts.add_column("patients", justify="right")
+    for name, n in prediction.count_by_cancer.items():
+        counts.add_row(escape(name), str(n))
+    out.print(counts)
+    for note in (*prediction.notes, *looked.notes):
+        out.print(f"[yellow]note[/] {escape(note)}")
+    drawn = f", {shown} drawn: {picture}" if picture else ""
+    out.print(escape(f"{len(prediction.cohort)} patients: {target}{drawn}"))
+    if pathways:
+        with err.status("attributing"):
+            beside = write_pathways(prediction, sets, target)
+        out.print(escape(f"{len(sets)} pathways of {len(prediction.cohort)} patients: {beside}"))
+    if attention:
+        out.print(escape(f"{looked.slides} slides of {looked.patients} patients: {attention}"))
