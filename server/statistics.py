@@ -16,11 +16,11 @@ from oncofed.common.survival import (
     PUBLIC_EDGES,
     YEAR,
     TimeGrid,
+    baseline_on_grid,
     coarsen,
     initial_baseline,
     initial_log_baseline,
     on_grid,
-    weibull_on_grid,
 )
 from oncofed.common.tables import CLASSES, scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
@@ -149,22 +149,18 @@ def private_statistics(inquiry: Inquiry, start: SavedModel | None) -> tuple[Fram
     elif start is not None:
         first = None
     if start is not None:
-        arrays = saved_covariate_scale(start)
-        scales = start.scales
-        baseline = start.weights.get("head.log_baseline", flat[:, : len(grid)])
+        arrays, scales = saved_covariate_scale(start), start.scales
+        baseline = start.weights.get("head.log_baseline")
     else:
-        widths = table_widths(study, inquiry.beside, len(inquiry.panel))
-        arrays, scales = {"covariate_mean": np.zeros(0), "covariate_sd": np.zeros(0)}, {}
-        scales = {m: Scaling.none(width) for m, width in widths.items()}
-        assert first is not None
+        arrays = {"covariate_mean": np.zeros(0), "covariate_sd": np.zeros(0)}
+        scales = {m: Scaling.none(n) for m, n in table_widths(study, inquiry.beside, len(inquiry.panel)).items()}
         baseline = first
     if study.task.kind == "classification":
         arrays |= {CLASSES: np.ones(cancers)}
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
-    if study.task.loss == "weibull" and baseline.shape[1] == 2:
-        baseline = weibull_on_grid(baseline, grid)
-    return Frame(arrays, grid), None if first is None else first.astype(np.float32), FollowUp(flat, flat, baseline)
+    told = flat[:, : len(grid)] if baseline is None else baseline_on_grid(study.task.loss, baseline, grid)
+    return Frame(arrays, grid), None if first is None else first.astype(np.float32), FollowUp(flat, flat, told)
 
 
 def saved_covariate_scale(start: SavedModel) -> Sum:

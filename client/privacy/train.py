@@ -172,10 +172,10 @@ def public_evidence(model: Predictor, batch: Batch, held: Held) -> np.ndarray:
     n = float(held.patients or public_count(len(batch)))
     lacking = {m for m in batch.has if m not in held.modalities}
     for c, name in enumerate(model.cancers):
-        blocks = cancer_blocks((name,)) + tuple(cancer_blocks((name,), m)[0] for m in batch.has)
+        of_modality = {m: cancer_blocks((name,), m)[0] for m in batch.has}
         if c not in held.cancers:
-            lacking |= set(blocks)
-        lacking |= {cancer_blocks((name,), m)[0] for m in batch.has if m not in held.modalities}
+            lacking |= {*cancer_blocks((name,)), *of_modality.values()}
+        lacking |= {block for m, block in of_modality.items() if m not in held.modalities}
     blocks_ = model.blocks()
     return blocks_.vector({name: 0.0 if name in lacking else n for name in blocks_.names})
 
