@@ -30,10 +30,14 @@ def check_name(name: str) -> str:
     letters = all(c.isalnum() or c in " ._-" for c in name)
     fits = 0 < len(name) <= LONGEST_NAME and unicodedata.is_normalized("NFC", name)
     edges = bool(name) and name[0].isalnum() and name[-1].isalnum()
-    if not (letters and fits and edges) or name.split(".")[0].strip().lower() in _DEVICES:
+    if (
+        not (letters and fits and edges)
+        or name.lower().endswith(".zip")
+        or name.split(".")[0].strip().lower() in _DEVICES
+    ):
         raise ValueError(
             f"the name {name!r} cannot be a file's: wanted 1 to {LONGEST_NAME} letters, digits, spaces and . _ - "
-            "that begin and end with a letter or a digit"
+            "that begin and end with a letter or a digit, and do not end in .zip"
         )
     return name
 
@@ -77,6 +81,7 @@ class ConsortiumFile(Section):
     members: tuple[str, ...] = Field(description="names of the hospitals, each as in its site.toml")
     ca_days: int = Field(3650, ge=30, le=7300, description="how long the consortium's own authority lasts")
     server_days: int = Field(397, ge=1, le=825, description="how long a server certificate lasts")
+    invitation_days: int = Field(30, ge=1, le=365, description="how long the token of a start-up kit is taken")
 
     @field_validator("name")
     @classmethod

@@ -13,6 +13,7 @@ KEY_BYTES = 32
 ROSTER = "oncofed roster"
 STUDY = "oncofed study"
 SUCCESSION = "oncofed succession"
+KIT = "oncofed kit"
 ENROLMENT = "oncofed enrolment"
 """Purposes: a signature for one is none for another, so that nothing signed can be passed off as something else."""
 
