@@ -26,7 +26,7 @@ class Invitations:
             known: dict[str, dict[str, str]] = json.loads(self.file.read_text())
         except ValueError:
             raise ValueError(
-                f"{self.file} cannot be read; restore it, or remove it: members stay, and oncofed consortium rotate makes new kits for those "
+                f"{self.file} cannot be read; restore it, or remove it: members stay, and oncofed consortium rotate member makes new kits for those "
                 "who have not enrolled"
             ) from None
         return known
@@ -44,7 +44,7 @@ class Invitations:
     def check(self, enrolment: Enrolment) -> None:
         """Refuse an enrolment whose maker does not have the member's token, or came too late, or after another one."""
         name, known = enrolment.name, self.read().get(enrolment.name)
-        remedy = "oncofed consortium rotate makes a new kit"
+        remedy = "oncofed consortium rotate member makes a new kit"
         if known is None:
             raise ValueError(f"nobody is invited as '{name}': the invitation was withdrawn or never made; {remedy}")
         if not enrolment.proves(known["key"]):

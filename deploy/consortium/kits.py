@@ -55,7 +55,6 @@ def kit_files(
         "port": settings.port,
         "version": package_version(),
         "new_keys": new_keys,
-        "dialled": f"[{settings.address}]" if ":" in settings.address else settings.address,
     }
     files = {name: _render(name, said) for name in templates()} | {CA_FILE: authority}
     kit = Kit(

@@ -98,7 +98,9 @@ def add(folder: Folder, name: str) -> Path:
     with folder.changing():
         roster = folder.roster
         if name in roster.members:
-            raise ValueError(f"'{name}' is in the roster already; oncofed consortium rotate makes a new kit for it")
+            raise ValueError(
+                f"'{name}' is in the roster already; oncofed consortium rotate member makes a new kit for it"
+            )
         folder.write_roster(roster, roster.members | {name: RosterMember(since=now())})
         return folder.invite(name)
 
