@@ -67,8 +67,7 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
 def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
     if study.runtime.roster:
-        roster.membership = Membership(Path(study.runtime.roster))
-        roster.membership.read()  # at once, not at the first greeting
+        roster.membership = Membership.of(study.runtime.roster)
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
         study = study.changed(splits__held_out_sites=roster.sites)

@@ -20,6 +20,13 @@ class Membership:
 
     file: Path
 
+    @classmethod
+    def of(cls, file: str) -> Membership:
+        """Raises `ValueError` at once where the roster cannot be used."""
+        membership = cls(Path(file))
+        membership.read()
+        return membership
+
     def check(self, grid: Grid, node: int, greeting: wire.Config) -> None:
         """Refuse a greeting from a node whose key is not the one of the hospital that it names."""
         roster, site = self.read(), str(greeting["site"])
@@ -49,7 +56,7 @@ class Membership:
         beside = self.file.parent / "coordinator.pub"
         if not beside.exists():
             raise ValueError(
-                f"runtime.roster = {self.file}: there is no coordinator.pub beside it; name the one in the coordinator's folder"
+                f"{self.file} cannot be verified: there is no coordinator.pub beside it; name the one in the coordinator's folder"
             )
         return SignedRoster.read(self.file, beside.read_text().strip())
 
@@ -61,8 +68,8 @@ def _node_key(grid: Grid, node: int) -> str:
         key = load_pem_public_key(bytes(told))
     except (ValueError, UnsupportedAlgorithm):
         raise Refusal(
-            f"node {node} comes without a key that can be held against the roster (runtime.roster): the SuperLink must authenticate nodes "
-            "(--enable-supernode-auth), or the study leave runtime.roster empty"
+            f"node {node} comes without a key that can be held against the roster: the SuperLink must authenticate nodes "
+            "(--enable-supernode-auth), or the study name no roster"
         ) from None
     if not isinstance(key, EllipticCurvePublicKey):
         raise Refusal(f"node {node} has no key of ECDSA, as Flower wants it")
