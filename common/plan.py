@@ -73,6 +73,10 @@ class Plan(Section, allow_inf_nan=False):
     min_sites: int = Field(2, ge=1, description="fewer good answers stop the analysis")
     wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
     timeout_s: float = Field(3600.0, gt=0, description="a site that has not answered by then is left out")
+    roster: str = Field(
+        "",
+        description="roster.json of the coordinator's folder: nodes that are no member's by it are left out; empty: any node",
+    )
     out: str = Field("analysis", description="folder for the report; the coordinator's own")
 
     @model_validator(mode="before")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from oncofed.deploy.cli_analyse import analyse_cli
+from oncofed.deploy.cli_consortium import consortium_cli
 from oncofed.deploy.cli_data import data_cli
 from oncofed.deploy.cli_site import site_cli
 from oncofed.deploy.cli_study import study_cli
@@ -30,6 +31,7 @@ cli.add_typer(site_cli, name="site")
 cli.add_typer(data_cli, name="data")
 cli.add_typer(study_cli, name="study")
 cli.add_typer(analyse_cli, name="analyse")
+cli.add_typer(consortium_cli, name="consortium")
 
 out = Console()
 err = Console(stderr=True)

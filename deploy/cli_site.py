@@ -138,3 +138,43 @@ def site_predict(
         out.print(escape(f"{len(sets)} pathways of {len(prediction.cohort)} patients: {beside}"))
     if attention:
         out.print(escape(f"{looked.slides} slides of {looked.patients} patients: {attention}"))
+
+
+@site_cli.command("enrol")
+def site_enrol(
+    kit: Annotated[Path, typer.Argument(help="start-up kit of the coordinator, a zip or a folder")],
+    folder: Annotated[Path, typer.Option("--site", help="site folder")],
+    work_dir: Annotated[Path | None, typer.Option(help="where keys are kept; without it, SITE/.oncofed")] = None,
+    fingerprint: Annotated[str, typer.Option(help="as the coordinator reads it out: another one is refused")] = "",
+) -> None:
+    """Join a consortium: make the hospital's keys here, trust this coordinator, and write the public keys for it."""
+    from oncofed.client.enrol import enrol
+
+    done = enrol(kit, folder, work_dir, fingerprint)
+    out.print(escape(f"{done.kit.member} trusts the coordinator of {done.kit.consortium}"))
+    for note in done.notes:
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+    out.print(f"fingerprint of the consortium: [bold]{done.consortium_fingerprint}[/]")
+    out.print(f"fingerprint of your keys:      [bold]{done.enrolment.fingerprint}[/]")
+    out.print("compare both with the coordinator by telephone, at a number that does not come with the kit")
+    out.print(escape(f"send to the coordinator: {done.file}"), soft_wrap=True)
+
+
+@site_cli.command("roster")
+def site_roster(
+    file: Annotated[Path, typer.Argument(help="roster.json, as the coordinator sent it")],
+    folder: Annotated[Path, typer.Option("--site", help="site folder")],
+) -> None:
+    """Take in who is a member of the consortium; an older roster, or one that the coordinator did not sign, is refused."""
+    from oncofed.client.consortium import accept_roster
+
+    roster, before = accept_roster(folder, file)
+    table = Table(title=escape(f"{roster.consortium}, roster {roster.serial} of {roster.issued}"), title_justify="left")
+    for column in ("member", "status", "before"):
+        table.add_column(column)
+    for name in sorted(roster.members.keys() | (before.members.keys() if before else set())):
+        now, then = roster.members.get(name), before.members.get(name) if before else None
+        changed = now and then and (now.identity, now.node_key) != (then.identity, then.node_key)
+        was = "" if then is None or then == now else then.status
+        table.add_row(escape(name), now.status if now else "gone", "other keys" if changed else was)
+    out.print(table)

@@ -29,6 +29,7 @@ from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.membership import Membership
 from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.privacy import statement
@@ -65,6 +66,8 @@ def run_study(study: Study, grid: Grid) -> dict[str, Any]:
 
 def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+    if study.runtime.roster:
+        roster.membership = Membership.of(study.runtime.roster)
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
         study = study.changed(splits__held_out_sites=roster.sites)

@@ -27,6 +27,7 @@ from oncofed.common.metrics import ratio
 from oncofed.common.plan import Plan
 from oncofed.common.survival import RISK_EDGES
 from oncofed.server.aggregate import TooLarge
+from oncofed.server.membership import Membership
 from oncofed.server.questions import Questions, SiteLost, check_greeting
 from oncofed.server.report.analysis import render_analysis
 from oncofed.server.roster import NotEnoughSites, Roster
@@ -49,6 +50,8 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
     """Run a plan over the sites; writes `analysis.json` and `analysis.html` below `plan.out`, and returns the result."""
     begin = time.perf_counter()
     roster = Roster(grid, plan.wait_sites_s, plan.timeout_s, wire.ANALYSE, check_greeting)
+    if plan.roster:
+        roster.membership = Membership.of(plan.roster)
     questions = Questions(plan, roster)
     questions.begin()
     while True:
@@ -58,7 +61,7 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
         except SiteLost as lost:
             log.warning("%s; the analysis begins anew without it", lost)
     result = {
-        "plan": plan.model_dump(mode="json", exclude={"out"}),
+        "plan": plan.model_dump(mode="json", exclude={"out", "roster"}),
         "package": wire.package_version(),
         "sites": sorted(questions.members),
         "left_out": roster.left_out,

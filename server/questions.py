@@ -45,7 +45,7 @@ class Questions:
 
     @property
     def plan_json(self) -> str:
-        return self.plan.model_dump_json(exclude={"out"})
+        return self.plan.model_dump_json(exclude={"out", "roster"})
 
     def _levels(self, grouping: Grouping) -> list[str]:
         if grouping.levels:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
+from oncofed.server.membership import Membership
 
 log = logging.getLogger("oncofed.server")
 
@@ -77,6 +78,8 @@ class Roster:
     timeout_s: float
     greeting: str = wire.HELLO
     check: Callable[[wire.Config], None] = check_study_greeting
+    membership: Membership | None = None
+    """The consortium's, where greetings are held against it."""
     hellos: dict[int, wire.Config] = field(default_factory=dict)
     refused: dict[int, tuple[str, float]] = field(default_factory=dict)
     left_out: list[dict[str, object]] = field(default_factory=list)
@@ -271,6 +274,8 @@ class Roster:
                 raise Refusal(str(config["refusal"]))
             if greets:
                 self.check(config)
+                if self.membership:
+                    self.membership.check(self.grid, node, config)
             return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
         except (Refusal, KeyError, TypeError, ValueError) as error:
             self.leave_out(name, kind, round_, str(error))
