@@ -53,7 +53,8 @@ class Policy(BaseModel):
         False, description="answer studies with privacy.unit = 'patient' and analyses with an epsilon alone"
     )
     require_secure_sum: bool = Field(
-        False, description="answer studies with privacy.secure_sum = true alone, and no analyses, which have none"
+        False,
+        description="answer studies with privacy.secure_sum = true, and analyses with secure_sum = true, alone",
     )
     min_members: int = Field(3, ge=3, description="hospitals in a total of a secure sum that this one is part of")
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")

@@ -130,9 +130,10 @@ class Door:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
         p = self.policy
-        if p.require_secure_sum:
+        if p.require_secure_sum and not plan.secure_sum:
             raise Refusal(
-                f"site {self.site}: an analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum)"
+                f"site {self.site}: the analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
+                "secure_sum = true"
             )
         if p.require_privacy and not plan.epsilon:
             raise Refusal(
