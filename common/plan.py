@@ -136,7 +136,9 @@ class Plan(Section, allow_inf_nan=False):
                 "times = 'exact' has every hospital name its event times, which are no sum; with secure_sum use times = 'grid', as fine as "
                 "hospitals let it be (grid_months)"
             )
-        named = [g for g in (self.group, *self.strata, *self.where, *self.test) if g and Grouping.parse(g).column == SITE]
+        named = [
+            g for g in (self.group, *self.strata, *self.where, *self.test) if g and Grouping.parse(g).column == SITE
+        ]
         if named:
             raise ValueError(
                 f"{named[0]!r} sets hospitals apart, and the total of one hospital's patients is its own; with secure_sum leave it out"

@@ -167,12 +167,13 @@ class Questions:
             scale = {"mean": scale["mean"] + scale["sd"] * mean, "sd": scale["sd"] * np.where(sd > 0, sd, 1.0)}
         return scale["mean"], scale["sd"]
 
-
     def in_any_unit(self, step: str, arrays: Sum, shapes: Shapes) -> Sum:
         """The sum of rows `[P]` of whatever size, rounded once."""
         each = self.by_site(step, arrays, shapes)
         self.fix(set(each), step)
-        return {k: np.array([fsum(a[k][p] for a in each.values()) for p in range(*shape)]) for k, shape in shapes.items()}
+        return {
+            k: np.array([fsum(a[k][p] for a in each.values()) for p in range(*shape)]) for k, shape in shapes.items()
+        }
 
     def of_tested(self, step: str, arrays: Sum, shapes: Shapes) -> tuple[Sum | None, dict[str, Sum], list[str]]:
         """The sum over the plan's test patients, also at sites that the fit left out, each site's own, and whose they are; None where nobody answers."""

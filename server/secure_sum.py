@@ -210,7 +210,8 @@ class SecureSum:
             ]
             raise NotEnoughSites(
                 f"round {self.round}: {count} good answers to '{kind}' of a secure sum, wanted {wanted} (3 at least, min_sites, the "
-                "threshold, and of shared noise privacy.sharing_sites less silent_sites); nothing is known of any. " + "; ".join(reasons)
+                "threshold, and of shared noise privacy.sharing_sites less silent_sites); nothing is known of any. "
+                + "; ".join(reasons)
             )
 
     def _leave_out(self, site: str, kind: str, reason: object) -> None:
