@@ -173,6 +173,11 @@ class Door:
                 f"site {self.site}: the study lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
                 "privacy.secure_sum = true"
             )
+        if study.privacy.sharing is not None and not self.policy.shared_noise:
+            raise Refusal(
+                f"site {self.site}: the study has hospitals share their noise, its policy wants all of it added here (shared_noise); set "
+                "privacy.noise = 'own', or have the site's engineer allow it"
+            )
         p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
         if alone and not p.own_model:
             raise Refusal(

@@ -29,8 +29,14 @@ class Federation:
     """
 
     def __init__(
-        self, root: Path, names: list[str], faults: set[tuple[str, str]] | None = None, least: int = 3
+        self,
+        root: Path,
+        names: list[str],
+        faults: set[tuple[str, str]] | None = None,
+        least: int = 3,
+        bits: int = UPDATE_BITS,
     ) -> None:
+        self.bits = bits
         self.root, self.names, self.faults, self.least = root, names, faults or set(), least
         self.asked: list[tuple[str, str, wire.Config]] = []
         self.replies: dict[tuple[str, str], Any] = {}
@@ -47,13 +53,14 @@ class Federation:
         return Identity.of(self.root / name / "work", name)
 
     def begin(
-        self, sums: Mapping[str, Sum], question: str = QUESTION, slot: str = "slot", **keys: Any
+        self, sums: Mapping[str, Sum], question: str = QUESTION, slot: str = "slot", threshold: int = 0, **keys: Any
     ) -> Iterator[Answer]:
+        """`keys` as `SecureSums.begin` takes them."""
         for name, total in sums.items():
             if (wire.TRAIN, name) in self.faults:
                 continue
             try:
-                config = self.site(name).begin(question, slot, "study", total, UPDATE_BITS, keys.get("threshold", 0))
+                config = self.site(name).begin(question, slot, "study", total, self.bits, threshold, **keys)
             except Refusal as error:
                 self.roster.leave_out(name, wire.TRAIN, 1, str(error))
                 continue
@@ -81,7 +88,7 @@ class Federation:
 
     def gather(self, sums: Mapping[str, Sum], threshold: int = 0, min_sites: int = 2, **keys: Any) -> SecureTotal:
         shapes = {n: v.shape for n, v in next(iter(sums.values())).items()}
-        summed = SecureSum(self.roster, self.exchange, wire.TRAIN, 1, shapes, UPDATE_BITS, min_sites, threshold)
+        summed = SecureSum(self.roster, self.exchange, wire.TRAIN, 1, shapes, self.bits, min_sites, threshold)
         return summed.gather(self.begin(sums, threshold=threshold, **keys))
 
     def last(self, kind: str, name: str) -> wire.Config:
