@@ -9,6 +9,7 @@ import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.covariates import input_names
+from oncofed.common.privacy.sharing import SHARED_BITS
 from oncofed.common.saved import SavedModel
 from oncofed.common.scaling import MIN_SD, POWERS, Scaling
 from oncofed.common.sections import Task
@@ -24,6 +25,7 @@ from oncofed.common.survival import (
 )
 from oncofed.common.tables import CLASSES, scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
+from oncofed.server.noise import in_months
 
 log = logging.getLogger("oncofed.server")
 
@@ -134,7 +136,9 @@ def private_statistics(inquiry: Inquiry, start: SavedModel | None) -> tuple[Fram
     edges = tuple(start.grid.starts) if start is not None else study.task.time_edges or tuple(PUBLIC_EDGES)
     shapes = dict.fromkeys(("events", "exposure"), (cancers, len(edges))) if noised else {}
     config: wire.Config = {"genes": inquiry.panel.lines, "edges": [float(e) for e in edges]}
-    total = inquiry.add_up(wire.STATISTICS, config, None, shapes)
+    total = inquiry.add_up(wire.STATISTICS, config, None, shapes, bits=SHARED_BITS)
+    if noised and study.privacy.sharing is not None:
+        total = in_months(total)
     grid = TimeGrid(edges)
     flat = np.full((cancers, len(PUBLIC_EDGES)), 0.0)
     first: np.ndarray | None = np.full((cancers, len(grid)), PUBLIC_LOG_HAZARD)
