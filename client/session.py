@@ -24,6 +24,7 @@ from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
+from oncofed.client.reference import Reference
 from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
@@ -31,7 +32,7 @@ from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
-from oncofed.common.compression import read_weights
+from oncofed.common.broadcast import WEIGHTS
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -72,7 +73,7 @@ class Session:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> Session:
-        """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
+        """Read a request; raises `Refusal` on another protocol or a study that is not valid here, `Lacking` where its weights cannot be had."""
         ask = wire.read_config(content, "ask")
         wire.check_protocol(ask, "the server")
         try:
@@ -94,7 +95,9 @@ class Session:
             raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
-        return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
+        held = Reference(work / "weights" / f"{study.name}-{digest_of(study)}.safetensors", site.name, resident)
+        ask, arrays = held.resolved(ask, wire.read_arrays(content))
+        return cls(ask, arrays, study, site, work, resident, own_device, policy)
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
@@ -138,7 +141,7 @@ class Session:
     @property
     def study_digest(self) -> str:
         """Names the study by all that it says but how it is run."""
-        return hashlib.sha256(self._told.encode()).hexdigest()[:8]
+        return digest_of(self.study)
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
         """The release under an id that is the same when the server asks again."""
@@ -346,8 +349,13 @@ class Session:
 
     @cached_property
     def weights(self) -> Sum:
-        """The model's weights in the message, in float32 however they came."""
-        return read_weights(part("weights/", self.arrays))
+        """The model's weights that the question is about, in float32 however they came."""
+        return part(WEIGHTS, self.arrays)
+
+
+def digest_of(study: Study) -> str:
+    """Names a study by all that it says but how it is run."""
+    return hashlib.sha256(study.model_dump_json(exclude={"runtime"}).encode()).hexdigest()[:8]
 
 
 def _digest(value: object) -> str:

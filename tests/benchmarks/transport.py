@@ -32,7 +32,7 @@ CODINGS: dict[str, dict[str, object]] = {
     "bfloat16": {"transport__upload": "bfloat16"},
     "int8": {"transport__upload": "int8"},
     "bfloat16/bfloat16": {"transport__upload": "bfloat16", "transport__download": "bfloat16"},
-    "int8/bfloat16": {"transport__upload": "int8", "transport__download": "bfloat16"},
+    "int8/int8": {"transport__upload": "int8", "transport__download": "int8"},
     "norm": {"aggregation__robust": "norm"},
     "median": {"aggregation__robust": "median", "aggregation__min_sites": 3},
     "trimmed_mean": {"aggregation__robust": "trimmed_mean", "aggregation__min_sites": 3},
