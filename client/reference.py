@@ -6,6 +6,8 @@ question, replaced whole or not at all.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +53,20 @@ class Reference:
 
     def _weights(self, wanted: str, base: str, sent: Sum) -> Sum:
         known = self.resident.weights(wanted)
-        if known is None:
-            known = self._made(wanted, base, sent)
-            self.resident.keep_weights(wanted, known)
+        weights, file = known or (self._made(wanted, base, sent), None)
         if self._held() != wanted:
-            with replacing(self.file) as temporary:
-                save_file({n: np.ascontiguousarray(v) for n, v in known.items()}, temporary, {"hash": wanted})
-        return known
+            self._write(wanted, weights, file)
+        self.resident.keep_weights(wanted, weights, self.file)
+        return weights
+
+    def _write(self, wanted: str, weights: Sum, same: Path | None) -> None:
+        """Put weights in place of those before. A simulator's sites share the bytes of one file: they never change in place."""
+        with replacing(self.file) as temporary:
+            if same is not None:
+                with suppress(OSError):
+                    os.link(same, temporary)
+            if not temporary.exists():
+                save_file({n: np.asarray(v, order="C") for n, v in weights.items()}, temporary, {"hash": wanted})
 
     def _made(self, wanted: str, base: str, sent: Sum) -> Sum:
         """The weights of a hash, from the message or the file; what they are is checked once, at the end."""

@@ -23,7 +23,7 @@ class Resident:
     def __init__(self) -> None:
         self._model_key: Hashable = None
         self._model: Model | None = None
-        self._weights: tuple[str, Sum] = ("", {})
+        self._weights: tuple[str, Sum, Path] = ("", {}, Path())
         self._panels: dict[Path, GenePanel] = {}
         self._cohorts: dict[Path, tuple[Hashable, Cohort]] = {}
         self._outcomes: dict[Path, tuple[Hashable, Outcomes]] = {}
@@ -48,13 +48,13 @@ class Resident:
             self._model_key = key
         return self._model
 
-    def weights(self, hash_: str) -> Sum | None:
-        """The weights of that hash, where they were the last that were kept."""
-        return self._weights[1] if self._weights[0] == hash_ else None
+    def weights(self, hash_: str) -> tuple[Sum, Path] | None:
+        """The weights of that hash and a file that holds them, where they were the last that were kept."""
+        return self._weights[1:] if self._weights[0] == hash_ else None
 
-    def keep_weights(self, hash_: str, weights: Sum) -> None:
+    def keep_weights(self, hash_: str, weights: Sum, file: Path) -> None:
         """Keep weights in place of those before."""
-        self._weights = hash_, weights
+        self._weights = hash_, weights, file
 
     def panel(self, file: Path) -> GenePanel:
         """The panel in `file`; files are named by their panel's hash and never change."""
