@@ -186,16 +186,16 @@ def test_a_site_that_never_has_them_is_left_out(
 
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "damaged"),
     [
-        {},
-        {"transport__upload": "bfloat16", "transport__download": "bfloat16"},
-        {"training__evaluate_every": 1, "splits__validation": 0.2, "training__patience": 3},
-        {"aggregation__average_last": 2, "aggregation__optimizer": "adam", "aggregation__learning_rate": 0.02},
-        {"pretraining__rounds": 2},
+        ({}, False),
+        ({}, True),
+        ({"transport__upload": "bfloat16", "transport__download": "bfloat16"}, True),
+        ({"training__evaluate_every": 1, "splits__validation": 0.2, "training__patience": 3}, True),
+        ({"aggregation__average_last": 2, "aggregation__optimizer": "adam", "aggregation__learning_rate": 0.02}, False),
+        ({"pretraining__rounds": 2}, True),
     ],
 )
-@pytest.mark.parametrize("damaged", [False, True])
 def test_a_server_that_goes_back_ends_with_the_same_weights(
     sites: Path, tmp_path: Path, small_study: Make, keys: dict[str, Any], damaged: bool
 ) -> None:
