@@ -39,17 +39,16 @@ class Reference:
     site: str
     resident: Resident
 
-    def resolved(self, ask: wire.Config, arrays: Sum) -> tuple[wire.Config, Sum]:
-        """A question as if its weights had come in full; raises `Lacking` where they cannot be had.
+    def resolved(self, ask: wire.Config, arrays: Sum) -> Sum:
+        """A question's arrays as if its weights had come in full; raises `Lacking` where they cannot be had.
 
-        Everything after this sees the same question, whatever of it travelled.
+        Whoever reads them sees the same question, whatever of it travelled.
         """
         if HASH not in ask:
-            return ask, arrays
+            return arrays
         wanted, base = str(ask[HASH]), str(ask.get(BASE, ""))
         sent, rest = part(WEIGHTS, arrays), {n: v for n, v in arrays.items() if not n.startswith(WEIGHTS)}
-        plain = {k: v for k, v in ask.items() if k not in (HASH, BASE)}
-        return plain, rest | under(WEIGHTS, self._weights(wanted, base, sent))
+        return rest | under(WEIGHTS, self._weights(wanted, base, sent))
 
     def _weights(self, wanted: str, base: str, sent: Sum) -> Sum:
         known = self.resident.weights(wanted)

@@ -32,7 +32,7 @@ from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
-from oncofed.common.broadcast import WEIGHTS
+from oncofed.common.broadcast import BASE, HASH, WEIGHTS
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -61,7 +61,7 @@ class Session:
     """A validated request at a site. Arrays of a request: `scaling/*`, `covariate_mean`, `covariate_sd`, `weights/*`, `load/*`."""
 
     ask: wire.Config
-    arrays: Sum
+    sent: Sum
     study: Study
     site: SiteFolder
     work: Path
@@ -73,7 +73,7 @@ class Session:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> Session:
-        """Read a request; raises `Refusal` on another protocol or a study that is not valid here, `Lacking` where its weights cannot be had."""
+        """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
         ask = wire.read_config(content, "ask")
         wire.check_protocol(ask, "the server")
         try:
@@ -95,9 +95,16 @@ class Session:
             raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
-        held = Reference(work / "weights" / f"{study.name}-{digest_of(study)}.safetensors", site.name, resident)
-        ask, arrays = held.resolved(ask, wire.read_arrays(content))
-        return cls(ask, arrays, study, site, work, resident, own_device, policy)
+        return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
+
+    @cached_property
+    def arrays(self) -> Sum:
+        """The request's arrays as if its weights had come in full; raises `Lacking` where the site cannot make them.
+
+        Asked for after `admit`, so that no study that the policy refuses leaves a file here.
+        """
+        file = self.work / "weights" / f"{self.study.name}-{self.study_digest}.safetensors"
+        return Reference(file, self.site.name, self.resident).resolved(self.ask, self.sent)
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
@@ -141,7 +148,7 @@ class Session:
     @property
     def study_digest(self) -> str:
         """Names the study by all that it says but how it is run."""
-        return digest_of(self.study)
+        return hashlib.sha256(self._told.encode()).hexdigest()[:8]
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
         """The release under an id that is the same when the server asks again."""
@@ -155,7 +162,7 @@ class Session:
     @cached_property
     def _asked(self) -> str:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package"))
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package", HASH, BASE))
         sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
         return _digest([self._told, asked, sent])
 
@@ -351,11 +358,6 @@ class Session:
     def weights(self) -> Sum:
         """The model's weights that the question is about, in float32 however they came."""
         return part(WEIGHTS, self.arrays)
-
-
-def digest_of(study: Study) -> str:
-    """Names a study by all that it says but how it is run."""
-    return hashlib.sha256(study.model_dump_json(exclude={"runtime"}).encode()).hexdigest()[:8]
 
 
 def _digest(value: object) -> str:
