@@ -17,6 +17,7 @@ from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.ledger import ledger_of
+from oncofed.client.reference import Lacking
 from oncofed.client.release import Answer, Answered, Door
 from oncofed.client.resident import Resident
 from oncofed.client.secure_sum import SumSession
@@ -76,6 +77,9 @@ def handler(
                 return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
             except Answered as known:
                 return Message(known.content, reply_to=message)
+            except Lacking as lack:
+                assert door is not None
+                return Message(door.lacks(kind, lack.wanted), reply_to=message)
             except Refusal as error:
                 # of a simulated site the server's own log says it, in the same window
                 level = logging.INFO if door is not None and door.simulated else logging.WARNING

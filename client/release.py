@@ -20,6 +20,7 @@ from oncofed.client.privacy.ledger import Ledger
 from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
+from oncofed.common.broadcast import LACKS
 from oncofed.common.errors import Refusal
 from oncofed.common.plan import Plan
 from oncofed.common.privacy.accounting import Mechanism
@@ -293,11 +294,14 @@ class Door:
         share = answer.epsilon / len(total)
         return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
 
+    def lacks(self, kind: str, wanted: str) -> RecordDict:
+        """Pack an answer that says which weights the site does not hold, and nothing else."""
+        self._line({"time": _now(), "kind": kind, "lacks": wanted})
+        return wire.reply(self.site, {LACKS: wanted})
+
     def refuse(self, kind: str, reason: str) -> RecordDict:
         """Pack a refusal; its text leaves too, so it stands in the log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as file:
-            file.write(json.dumps({"time": _now(), "kind": kind, "refusal": reason}) + "\n")
+        self._line({"time": _now(), "kind": kind, "refusal": reason})
         return wire.refusal(self.site, reason)
 
     def _write(self, kind: str, config: wire.Config, total: Sum, patients: int) -> None:
@@ -316,6 +320,9 @@ class Door:
             line["under_masks"] = True  # the sum stays here until its masked words leave, with a line of their own
         if not self.simulated:
             line["sha256"] = _digest(total)
+        self._line(line)
+
+    def _line(self, line: dict[str, object]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -11,17 +11,19 @@ from pathlib import Path
 import torch
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.outcomes import Outcomes
+from oncofed.common.blocks import Sum
 from oncofed.common.models.build import Model, Sizes, build_empty
 from oncofed.common.panel import GenePanel
 from oncofed.common.study import Study
 
 
 class Resident:
-    """One model (its weights come with every message), the panels, and each site's opened cohort (memory-mapped)."""
+    """One model, the weights last asked about, the panels, and each site's opened cohort (memory-mapped)."""
 
     def __init__(self) -> None:
         self._model_key: Hashable = None
         self._model: Model | None = None
+        self._weights: tuple[str, Sum, Path] = ("", {}, Path())
         self._panels: dict[Path, GenePanel] = {}
         self._cohorts: dict[Path, tuple[Hashable, Cohort]] = {}
         self._outcomes: dict[Path, tuple[Hashable, Outcomes]] = {}
@@ -45,6 +47,14 @@ class Resident:
             self._model = build_empty(study, sizes, device, phase=phase)
             self._model_key = key
         return self._model
+
+    def weights(self, hash_: str) -> tuple[Sum, Path] | None:
+        """The weights of that hash and a file that holds them, where they were the last that were kept."""
+        return self._weights[1:] if self._weights[0] == hash_ else None
+
+    def keep_weights(self, hash_: str, weights: Sum, file: Path) -> None:
+        """Keep weights in place of those before."""
+        self._weights = hash_, weights, file
 
     def panel(self, file: Path) -> GenePanel:
         """The panel in `file`; files are named by their panel's hash and never change."""

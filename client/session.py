@@ -24,6 +24,7 @@ from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity, Pins
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
+from oncofed.client.reference import Reference
 from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.scale import lens_of
@@ -31,7 +32,7 @@ from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
 from oncofed.common.blocks import Sum, part
-from oncofed.common.compression import read_weights
+from oncofed.common.broadcast import BASE, HASH, WEIGHTS
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
@@ -61,7 +62,7 @@ class Session:
     """A validated request at a site. Arrays of a request: `scaling/*`, `covariate_mean`, `covariate_sd`, `weights/*`, `load/*`."""
 
     ask: wire.Config
-    arrays: Sum
+    sent: Sum
     study: Study
     site: SiteFolder
     work: Path
@@ -96,6 +97,15 @@ class Session:
         if study.runtime.threads:
             torch.set_num_threads(study.runtime.threads)
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
+
+    @cached_property
+    def arrays(self) -> Sum:
+        """The request's arrays as if its weights had come in full; raises `Lacking` where the site cannot make them.
+
+        Asked for after `admit`, so that no study that the policy refuses leaves a file here.
+        """
+        file = self.work / "weights" / f"{self.study.name}-{self.study_digest}.safetensors"
+        return Reference(file, self.site.name, self.resident).resolved(self.ask, self.sent)
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
@@ -166,7 +176,7 @@ class Session:
     @cached_property
     def _asked(self) -> str:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package"))
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package", HASH, BASE))
         sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
         return _digest([self._told, asked, sent])
 
@@ -363,8 +373,8 @@ class Session:
 
     @cached_property
     def weights(self) -> Sum:
-        """The model's weights in the message, in float32 however they came."""
-        return read_weights(part("weights/", self.arrays))
+        """The model's weights that the question is about, in float32 however they came."""
+        return part(WEIGHTS, self.arrays)
 
 
 def _digest(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,15 @@ from oncofed.common.splits import seed_from
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-SLOTS = (0, 1)
+SLOTS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """What rounding has dropped, after each of the last two rounds that were answered: two files, `base` and a number.
+    """What rounding has dropped, after each of the last three rounds that were answered: three files, `base` and a number.
 
-    The older one is kept so that a server that asks the last round again gets the same bytes. A file that is lost or damaged
-    counts as nothing dropped: the sum of the changes then lacks less than one step of the scale.
+    The older ones are kept so that a server that asks the last round again, or goes back one more to an older checkpoint, gets the same
+    bytes. A file that is lost or damaged counts as nothing dropped: the sum of the changes then lacks less than one step of the scale.
     """
 
     base: Path
@@ -37,7 +36,7 @@ class Remainder:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def keep(self, round_: int, dropped: Sum) -> None:
-        """Write what a round dropped, whole or not at all, in place of the same round's or of the older one's."""
+        """Write what a round dropped, whole or not at all, in place of the same round's or of the oldest one's."""
         rounds = {slot: self._round(slot) for slot in SLOTS}
         stale = [slot for slot, r in rounds.items() if r >= round_]  # asked again, or of a study that was begun anew
         slot = stale[0] if stale else min(rounds, key=rounds.__getitem__)
@@ -66,8 +65,7 @@ def code_change(session: Session, total: Sum, blocks: Blocks) -> Sum:
     s = session.study
     coding = Coding.of(s.transport, secure_sums=s.secure_sums)
     seed = seed_from(s.seed, "transport", session.phase, session.fold, session.round, session.site.name)
-    told = hashlib.sha256(s.model_dump_json(exclude={"runtime"}).encode()).hexdigest()
-    kept = Remainder(session.work / "remainders" / f"{s.name}-{told[:8]}-{session.fold}-{session.phase}")
+    kept = Remainder(session.work / "remainders" / f"{s.name}-{session.study_digest}-{session.fold}-{session.phase}")
     before = kept.at(session.round) if coding.upload != "float32" else {}
     packed, after = coding.pack(total, blocks, np.random.default_rng(seed), before)
     if after:

@@ -69,8 +69,7 @@ def from_int8(whole_RM: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def round_weights(arrays: Sum, draws: np.random.Generator) -> Sum:
     """Weights as they travel in bfloat16; small ones, and what is no float32, as they are.
 
-    A site's change is against the rounded weights and the server adds it to its own float32 ones, so rounding never adds up over the
-    rounds: it moves the point at which gradients are taken, by 2^-7 of a weight at most and by nothing in the mean.
+    They are off by 2^-7 of a weight at most, and by nothing in the mean.
     """
     coded = {n: v for n, v in arrays.items() if v.dtype == np.float32 and v.size >= SMALL}
     return {n: v for n, v in arrays.items() if n not in coded} | {

@@ -21,8 +21,9 @@ class Transport(Section):
         "float32",
         description="of a site's change, rounded stochastically; what is dropped stays at the site and is added to its next change",
     )
-    download: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the weights that a round begins from; the server's own stay in float32"
+    download: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="of the weights that a question is about: but for float32 a site keeps them, and gets the step from those it holds",
     )
     only_evidence: bool = Field(
         True, description="blocks that nobody at a site stands behind, whose change counts for nothing, are not sent"

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever the meaning of a message changes; sites and server must agree."""
 
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"

@@ -2,6 +2,10 @@
 
 Floating-point addition depends on the order of replies in the last bits; 64-bit integer addition does not. A value x
 enters as rint(x * 2**bits). What does not fit is refused by name: nothing is clipped.
+
+The integer is read off a float64: x + 1.5 * 2**(52 - bits) has its last bit at 2**-bits, so the addition rounds x as rint would, and the
+bits of the result are those of the constant plus rint(x * 2**bits). Integers wrap round, so the constants are taken off at the end. It holds
+for x below 2**(51 - bits), some 2,000 in a training sum; a chunk with a larger one is multiplied, rounded and converted.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from oncofed.common.sum_coding import FINER
 UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 16
 """Numbers that are worked on at once: they stay in a core's cache from the first look to the sum."""
 _SPAN = 1 << 20
 """Numbers that a thread takes at once; numpy lets go of the interpreter, so threads help. Smaller sums go without."""
@@ -37,10 +41,13 @@ class Accumulator:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], bits: int = UPDATE_BITS, *, fine: bool = False) -> None:
         self.bits = bits
         self.count = 0
-        self._total = {name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()}
+        self._total = {name: np.full(shape, 0, dtype=np.int64) for name, shape in shapes.items()}  # in memory now
         self._rest = {name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()} if fine else {}
         # The sum of the largest magnitudes bounds every partial total, so overflow is seen before it happens.
         self._reach = dict.fromkeys(shapes, 0.0)
+        self._constant = np.float64(1.5 * 2.0 ** (52 - bits))
+        # How often the constant's bits are in each chunk of a total.
+        self._constants = {name: np.zeros(-(-total.size // _CHUNK), np.int64) for name, total in self._total.items()}
 
     def check(self, one: Sum, source: str) -> dict[str, float]:
         """`peaks`; raises `TooLarge` as well where the sum would leave the range: an overflow to come."""
@@ -72,9 +79,9 @@ class Accumulator:
             ended == min(at + _SPAN, flat[name].size) for (name, at), (_, ended) in zip(spans, went, strict=True)
         ):
             # integers: what was added is taken away again to the last bit
-            back = [(name, at, ended) for (name, at), (_, ended) in zip(spans, went, strict=True)]
-            for name, at, ended in back:
-                self._step(name, flat[name], at, ended, np.subtract, _buffers(flat[name].dtype))
+            for (name, at), (_, ended) in zip(spans, went, strict=True):
+                for here in range(at, ended, _CHUNK):
+                    self._step(name, flat[name][here : min(here + _CHUNK, ended)], here, np.subtract)
             self.check(one, source)
             raise AssertionError("a sum that was stopped passes the check")
         peaks = dict.fromkeys(flat, 0.0)
@@ -100,52 +107,48 @@ class Accumulator:
     def _add_span(self, flat: Sum, span: Span) -> tuple[float, int]:
         """Add a span chunk by chunk; returns its peak and where it ended: before a chunk that does not fit."""
         name, begin = span
-        peak, end = 0.0, min(begin + _SPAN, flat[name].size)
-        buffers = _buffers(flat[name].dtype)
+        total, buffer = self._total[name].reshape(-1), np.empty(_CHUNK)
+        peak, end, small = 0.0, min(begin + _SPAN, total.size), 0.0 if self._rest else 2.0 ** (51 - self.bits)
         for at in range(begin, end, _CHUNK):
             chunk = flat[name][at : min(at + _CHUNK, end)]
             here = float(np.maximum(chunk.max(), -chunk.min()))
             if not self._reach[name] + here * 2.0**self.bits < LIMIT:  # also where it is NaN
                 return peak, at
             peak = max(peak, here)
-            self._step(name, flat[name], at, at + chunk.size, np.add, buffers)
+            if here < small:
+                part, there = buffer[: chunk.size], total[at : at + chunk.size]
+                np.copyto(part, chunk)
+                np.add(part, self._constant, out=part)
+                np.add(there, part.view(np.int64), out=there)
+                self._constants[name][at // _CHUNK] += 1
+            else:
+                self._step(name, chunk, at, np.add)
         return peak, end
 
-    def _step(
-        self,
-        name: str,
-        flat: np.ndarray,
-        begin: int,
-        end: int,
-        enter: np.ufunc,
-        buffers: tuple[np.ndarray, np.ndarray],
-    ) -> None:
-        """Add a stretch of an array to the total, or take it away."""
-        total, scale, (buffer, whole) = self._total[name].reshape(-1), 2.0**self.bits, buffers
-        for at in range(begin, end, _CHUNK):
-            part = buffer[: min(_CHUNK, end - at)]
-            there, number = slice(at, at + part.size), whole[: part.size]
-            np.multiply(flat[there], scale, out=part)
-            if self._rest:
-                rounded, rest = np.rint(part), self._rest[name].reshape(-1)
-                finer = np.rint((part - rounded) * 2.0**FINER).astype(np.int64)
-                enter(rest[there], finer, out=rest[there])
-                np.copyto(number, rounded, casting="unsafe")
-            else:
-                np.copyto(number, np.rint(part, out=part), casting="unsafe")
-            enter(total[there], number, out=total[there])
+    def _step(self, name: str, chunk: np.ndarray, at: int, enter: np.ufunc) -> None:
+        """Add a chunk of any size to the total, or take it away; float32 times a power of two is exact, and rint of it too."""
+        there, kind = slice(at, at + chunk.size), np.float32 if chunk.dtype == np.float32 else np.float64
+        scaled = np.multiply(chunk, 2.0**self.bits, dtype=kind)
+        rounded, total = np.rint(scaled), self._total[name].reshape(-1)[there]
+        enter(total, rounded.astype(np.int64), out=total)
+        if self._rest:
+            rest = self._rest[name].reshape(-1)[there]
+            finer = (scaled - rounded).astype(np.float64) * 2.0**FINER
+            enter(rest, np.rint(finer).astype(np.int64), out=rest)
 
     def total(self) -> Sum:
         """The sum as float64."""
+        bits = self._constant.view(np.int64)
+        for name, counts in self._constants.items():
+            flat = self._total[name].reshape(-1)
+            for i in np.flatnonzero(counts):
+                there = flat[i * _CHUNK : (i + 1) * _CHUNK]
+                np.subtract(there, np.multiply(counts[i : i + 1], bits), out=there)  # arrays: they wrap in silence
+            counts[:] = 0
         total = from_integers(self._total, self.bits)
         for name, rest in self._rest.items():
             total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - FINER)
         return total
-
-
-def _buffers(kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Room for a chunk as floats and as integers: float32 times a power of two is exact, and rint of it too."""
-    return np.empty(_CHUNK, dtype=np.float32 if kind == np.float32 else np.float64), np.empty(_CHUNK, dtype=np.int64)
 
 
 def _each(work: Callable[[Span], tuple[float, int]], spans: list[Span]) -> list[tuple[float, int]]:

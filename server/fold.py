@@ -21,6 +21,7 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.saved import SavedModel, model_file
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, TRAIN, Study
+from oncofed.server.broadcast import Broadcast
 from oncofed.server.checkpoint import save_arrays
 from oncofed.server.cross_site import CrossSite
 from oncofed.server.evaluation import gather_table, table_file
@@ -51,7 +52,8 @@ class FoldRun:
     def run(self, advance: Callable[[str], None]) -> dict[str, Any]:
         """All phases; `advance` is called with a line of news after each round. Returns the fold's part of the results."""
         begin, sent, received = time.perf_counter(), self.roster.sent, self.roster.received
-        inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, self.beside)
+        broadcast = Broadcast.of(self.study)
+        inquiry = Inquiry(self.study, self.roster, self.panel, self.cancers, self.fold, broadcast, self.beside)
         # also when resuming: it brings the panel to sites that came since
         frame, baseline, follow_up = gather_statistics(inquiry, self.start)
         result: dict[str, Any] = {"fold": self.fold}
@@ -97,7 +99,8 @@ class FoldRun:
             "seconds_saving": rounds.seconds_saving + (before.seconds_saving if before else 0.0),
             "bytes_to_sites": self.roster.sent - sent,
             "bytes_from_sites": self.roster.received - received,
-            "training_bytes": dict(sum((r.moved for r in (rounds, before) if r), Counter())),
+            "training_bytes": dict(sum((r.bytes_moved for r in (rounds, before) if r), Counter())),
+            "bytes_by_round": [{"phase": r.phase} | one for r in (before, rounds) if r for one in r.moved],
             "parameters": int(sum(v.size for v in strategy.weights.values())),
             "trained": int(sum(strategy.weights[name].size for name in strategy.trainable)),
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed.common import wire
-from oncofed.common.blocks import Sum
+from oncofed.common.blocks import Sum, part
+from oncofed.common.broadcast import LACKS, WEIGHTS
 from oncofed.common.exchange import Aggregation
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
@@ -17,19 +19,26 @@ from oncofed.common.privacy.sharing import sharing_of
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
+from oncofed.server.broadcast import Broadcast
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
 from oncofed.server.secure_sum import SecureSum, SecureTotal, Shapes
+
+log = logging.getLogger("oncofed.server")
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Who is asked, about which fold of which study. `alone` is the one site that trains; empty: all do."""
+    """Who is asked, about which fold of which study. `alone` is the one site that trains; empty: all do.
+
+    `broadcast` knows how weights travel to the sites that hold others already.
+    """
 
     study: Study
     roster: Roster
     panel: GenePanel
     cancers: tuple[str, ...]
     fold: int
+    broadcast: Broadcast
     beside: Beside = NO_BESIDE
     alone: str = ""
 
@@ -47,7 +56,7 @@ class Inquiry:
         concerns = self._held_out if tests else self._training
         if tests and self.site_held_out:  # the statistics bring the panel to others, but this site hears none
             config = config | {"genes": self.panel.lines}
-        for answer in self.roster.ask(kind, {**stamp, **text, **config}, arrays, round_=round_, concerns=concerns):
+        for answer in self._answers(kind, {**stamp, **text, **config}, arrays, round_, concerns):
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:
                 self.roster.leave_out(
@@ -56,6 +65,35 @@ class Inquiry:
                 continue
             yield answer
             del answer  # or it would be held while the next one is fetched
+
+    def _answers(
+        self, kind: str, config: wire.Config, arrays: Sum | None, round_: int, concerns: Callable[[str], bool]
+    ) -> Iterator[Answer]:
+        """Answers to one question; where it is about weights that travel as steps, who lacks what they begin at is asked again in full."""
+        if not self.broadcast.on or not arrays or not part(WEIGHTS, arrays):
+            yield from self.roster.ask(kind, config, arrays, round_=round_, concerns=concerns)
+            return
+        holds, lacking = self.roster.holds, set[str]()
+        for again in (False, True):
+            written = self.broadcast.contents(config, arrays, {s: holds.get(s, "") for s in self.roster.sites})
+            about = self.broadcast.hash
+            answers = self.roster.ask(
+                kind, config, arrays, round_=round_, concerns=concerns, written=written, again=again
+            )
+            del written
+            for answer in answers:
+                if LACKS not in answer.config:
+                    holds[answer.site] = about
+                    yield answer
+                elif not again and holds.pop(answer.site, None) is not None:
+                    lacking.add(answer.site)
+                else:
+                    self.roster.leave_out(answer.site, kind, round_, "lacks weights that it was sent in full")
+                del answer  # or it would be held while the next one is fetched
+            if not lacking:
+                return
+            log.info("round %d: %s lack the weights of before and get them in full", round_, ", ".join(sorted(lacking)))
+            concerns = frozenset(lacking).__contains__
 
     def add_up(
         self,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
@@ -91,6 +91,10 @@ class Roster:
     """Messages that were not answered in time: site, kind, round, and until when an answer may come."""
     sent: int = 0
     received: int = 0
+    plain: int = 0
+    """What `sent` would be with every question in full, as it is, once to each site."""
+    holds: dict[str, str] = field(default_factory=dict)
+    """The hash of the weights that each site holds, as far as its answers tell (server/broadcast.py)."""
 
     def name(self, node: int) -> str:
         return str(self.hellos[node]["site"]) if node in self.hellos else f"node {node}"
@@ -154,23 +158,30 @@ class Roster:
         round_: int,
         concerns: Callable[[str], bool] = lambda site: True,
         each: Mapping[str, wire.Config] | None = None,
+        written: Mapping[str, RecordDict] | None = None,
+        again: bool = False,
     ) -> Iterator[Answer]:
         """Send one question to the sites that it concerns and yield good answers as they arrive; others are logged with their reason.
 
-        `each` adds to the question what is for one site alone.
+        `each` adds to the question what is for one site alone; `written` is the question as it is written for each site, in place of
+        `config` and `arrays`. One that is asked `again` counts no more in `plain`.
         """
         self._ignore_late()
-        content = wire.request(config, arrays)
         nodes = sorted((n for n in self.hellos if concerns(self.name(n))), key=self.name)
-        contents = [content if not each else wire.request(config | each[self.name(n)], arrays) for n in nodes]
+        if written is not None:
+            contents = [written[self.name(n)] for n in nodes]
+        else:
+            content = wire.request(config, arrays)
+            contents = [content if not each else wire.request(config | each[self.name(n)], arrays) for n in nodes]
+            del content
         messages = [
             Message(c, n, kind, ttl=self.timeout_s + GRACE_S, group_id=str(round_))
             for c, n in zip(contents, nodes, strict=True)
         ]
-        size = _size(content)
-        self.sent += size * len(messages)
+        self.sent += sum(_size(c) for c in contents)
+        self.plain += 0 if again else len(messages) * sum(value.nbytes for value in (arrays or {}).values())
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        del messages, content
+        del messages, contents, written
         # Idle time only: neither the server's own work nor a site in this process counts against the others.
         waited = 0.0
         while by_id and waited < self.timeout_s:

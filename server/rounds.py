@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import LOSS, Sum, part, under
+from oncofed.common.broadcast import WEIGHTS
 from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
-from oncofed.common.compression import nbytes, round_weights
 from oncofed.common.metrics import mean_within_cancer
 from oncofed.common.privacy.sharing import SHARED_BITS
-from oncofed.common.splits import ALL_PATIENTS, seed_from
+from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
 from oncofed.server.aggregate import UPDATE_BITS
@@ -30,8 +30,6 @@ from oncofed.server.strategy import EvidenceStrategy, RoundSummary
 
 log = logging.getLogger("oncofed.server")
 
-WEIGHTS = "weights/"
-
 AUROC_ERROR = 0.005
 """An AUROC from bins that may be further off is left out: probabilities of a model that has hardly begun lie in a few bins."""
 
@@ -41,7 +39,7 @@ class Rounds:
     """One phase of one fold; without `out` it leaves no checkpoint and begins anew.
 
     `site_evidence` sums over the rounds what each site said stands behind each block, `site_rounds` counts its answers, `curve` says
-    of each round who took part and how it went. `moved` are the bytes of these rounds to and from sites, and what they would have
+    of each round who took part and how it went. `moved` are the bytes of each round to and from sites, and what they would have
     been in float32 and in full (`plain_`). A checkpoint needs no random state: what is drawn in a round follows from the study's
     seed and the round's number, and noise of privacy is never drawn twice.
     """
@@ -58,12 +56,14 @@ class Rounds:
     site_evidence: dict[str, np.ndarray] = field(default_factory=dict)
     site_rounds: dict[str, int] = field(default_factory=dict)
     best: Sum = field(default_factory=dict)
-    moved: Counter[str] = field(default_factory=Counter)
+    moved: list[dict[str, int]] = field(default_factory=list)
 
     def run(self, advance: Callable[[str], None], rounds: int = 0) -> None:
         """The rounds that `curve` lacks, up to `rounds` (0: the phase's own); afterwards the strategy holds the last round's
         weights, or the best round's."""
         rounds = rounds or self.inquiry.study.steps(self.phase).rounds
+        if not self.curve:
+            self.inquiry.broadcast.begin()
         for round_ in range(len(self.curve) + 1, rounds + 1):
             if self._patience_is_over():
                 break
@@ -76,16 +76,18 @@ class Rounds:
             self.strategy.weights = dict(self.best)
         else:
             self.strategy.settle()
+        self.strategy.weights = self.told  # the model is what the sites hold of it
+
+    @property
+    def told(self) -> Sum:
+        """The strategy's weights as the sites get them."""
+        return self.inquiry.broadcast.meet(self.strategy.weights)
 
     def _round(self, round_: int) -> None:
-        arrays = self.frame.arrays | self.strategy.arrays()
-        coded, before = self._coded(arrays, round_), Counter(self._moved)
-        summary = self._summed(coded, round_)
-        now = Counter(self._moved)
-        now.subtract(before)
-        times = now["to_sites"] // max(nbytes(coded), 1)
-        plain = {"plain_to_sites": times * nbytes(arrays), "plain_from_sites": summary.plain_bytes}
-        self.moved.update(now | plain)
+        arrays, before = self.frame.arrays | self.strategy.arrays() | under(WEIGHTS, self.told), self._sent
+        summary = self._summed(arrays, round_)
+        now = {key: value - before[key] for key, value in self._sent.items()}
+        self.moved.append({"round": round_} | now | {"plain_from_sites": summary.plain_bytes})
         self.seconds_at_sites += summary.seconds_at_sites
         self.devices |= summary.devices
         for site, evidence in summary.site_evidence.items():
@@ -110,7 +112,7 @@ class Rounds:
             self.curve[-1] |= score
             losses = [p["validation_loss"] for p in self.curve if "validation_loss" in p]
             if t.patience and "validation_loss" in score and score["validation_loss"] <= min(losses):
-                self.best = dict(self.strategy.weights)
+                self.best = dict(self.told)
         elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self._unseen:
             self.curve[-1] |= self._shown(round_, {}, "test")
 
@@ -132,19 +134,15 @@ class Rounds:
         )
         return self.strategy.take_total(summed, round_)
 
-    def _coded(self, arrays: Sum, round_: int) -> Sum:
-        """A round's message with its weights as the study's transport writes them; a resumed round's are the same."""
-        study = self.inquiry.study
-        if study.transport.download == "float32":
-            return arrays
-        seed = seed_from(study.seed, "transport", self.phase, self.inquiry.fold, round_)
-        weights = round_weights(part(WEIGHTS, arrays), np.random.default_rng(seed))
-        return {n: v for n, v in arrays.items() if not n.startswith(WEIGHTS)} | under(WEIGHTS, weights)
+    @property
+    def _sent(self) -> dict[str, int]:
+        roster = self.inquiry.roster
+        return {"to_sites": roster.sent, "from_sites": roster.received, "plain_to_sites": roster.plain}
 
     @property
-    def _moved(self) -> dict[str, int]:
-        roster = self.inquiry.roster
-        return {"to_sites": roster.sent, "from_sites": roster.received}
+    def bytes_moved(self) -> Counter[str]:
+        """The bytes of all rounds together."""
+        return sum((Counter({k: v for k, v in one.items() if k != "round"}) for one in self.moved), Counter())
 
     @property
     def _unseen(self) -> bool:
@@ -178,8 +176,8 @@ class Rounds:
         return -min(losses)[1] if self.best and losses else len(self.curve)
 
     def score(self, round_: int, config: wire.Config) -> Sum:
-        """Summed evaluation by cancer type with the strategy's weights."""
-        arrays = self.frame.arrays | under("weights/", self.strategy.weights)
+        """Summed evaluation by cancer type with the strategy's weights, as the sites get them."""
+        arrays = self.frame.arrays | under(WEIGHTS, self.told)
         return self.inquiry.add_up(
             wire.EVALUATE, self.frame.config | config, arrays, self.shapes(bool(config.get("final"))), round_=round_
         )
@@ -222,6 +220,11 @@ class Rounds:
         arrays = self.strategy.state() | under("frame/", self.frame.arrays) | under("best/", self.best)
         arrays |= under("site_evidence/", self.site_evidence)
         about = {"curve": self.curve, "grid_months": list(self.frame.grid.starts), "site_rounds": self.site_rounds}
+        about["moved"] = self.moved
+        broadcast = self.inquiry.broadcast
+        if broadcast.on:
+            arrays |= under("reference/", broadcast.reference)
+            about |= {"reference": broadcast.stands_for, "holds": self.inquiry.roster.holds}
         self.checkpoints.save(len(self.curve), arrays, self._about() | about)
         self.seconds_saving += time.perf_counter() - begin
 
@@ -239,7 +242,9 @@ class Rounds:
         self.frame = Frame(part("frame/", state), TimeGrid(tuple(about["grid_months"])))
         self.strategy.restore(state)
         self.best, self.site_evidence = part("best/", state), part("site_evidence/", state)
-        self.curve = list(about["curve"])
+        self.curve, self.moved = list(about["curve"]), list(about.get("moved", []))
+        self.inquiry.broadcast.restore(part("reference/", state), str(about.get("reference", "")))
+        self.inquiry.roster.holds |= about.get("holds", {})
         # a checkpoint that does not say it: as often as can be
         self.site_rounds = dict(about.get("site_rounds") or dict.fromkeys(self.site_evidence, len(self.curve)))
         log.info("fold %d: %s resumes after round %d", self.inquiry.fold, self.phase, len(self.curve))

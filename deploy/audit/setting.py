@@ -39,6 +39,7 @@ from oncofed.deploy.comparison.reference import Pool
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.simulate import check_names
 from oncofed.server.app import agree, agree_with
+from oncofed.server.broadcast import Broadcast
 from oncofed.server.inquiry import Inquiry, greeting
 from oncofed.server.roster import Roster
 from oncofed.server.statistics import Frame, gather_statistics
@@ -169,7 +170,7 @@ def open_setting(sites: Path, study: Study, site: str = "") -> Setting:
     start = SavedModel.read(Path(study.training.start)) if study.training.start else None
     cancers, panel, beside = agree(study, roster) if start is None else agree_with(start, study, roster)
     fold = study.splits.only[0] if study.splits.only else 0
-    inquiry = Inquiry(study, roster, panel, cancers, fold, beside)
+    inquiry = Inquiry(study, roster, panel, cancers, fold, Broadcast.of(study), beside)
     frame, baseline, _ = gather_statistics(inquiry, start)
     device = choose_device(study.runtime.device)
     widths = table_widths(study, beside, len(panel))

@@ -77,6 +77,7 @@ def render(comparison: dict[str, Any], audit: Mapping[str, Any] | None = None) -
         balance={g: analysis.balance_of_fold(folds[0], g) for g in analysis.mixtures(folds[0])} if folds else {},
         mixture_names=pictures.MIXTURES,
         transport=transport.shares(results["folds"]),
+        travelled=transport.travelled(results["folds"]),
         robust=transport.robust(results["folds"]),
         moved=sum(f["bytes_to_sites"] + f["bytes_from_sites"] for f in results["folds"]),
     )

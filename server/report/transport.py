@@ -23,6 +23,21 @@ def shares(folds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     }
 
 
+def travelled(folds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Bytes to and from sites, fold by fold: of all questions, of rounds of training, and of each of these rounds."""
+    return [
+        {
+            "fold": f["fold"],
+            "to": f["bytes_to_sites"],
+            "from": f["bytes_from_sites"],
+            "training": Counter(f["training_bytes"]),  # empty in results of a run that was resumed when it was over
+            "rounds": f.get("bytes_by_round", []),
+        }
+        for f in folds
+        if "training_bytes" in f
+    ]
+
+
 def robust(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Who was cut or left out in which block of which fold, the most rounds first, and whom Krum chose; None without a robust rule."""
     found = [(f["fold"], f["robust"]) for f in folds if f.get("robust", {}).get("rule", "none") != "none"]

@@ -1,6 +1,6 @@
 """What fewer bytes cost on nine TCGA cancers: C-index and bytes of a round in float32, bfloat16 and int8, on the same folds.
 
-    ONCOFED_DATA=... python tests/benchmarks/transport.py --out out [--folds 0,1,2,3,4] [--only int8] [--sites folders]
+    ONCOFED_DATA=... python tests/benchmarks/transport.py --out out [--folds 0,1,2,3,4] [--rounds 10] [--only int8] [--sites folders]
 
 Differences from float32 are paired by patient, with the intervals of `oncofed compare`. What has been run lies in `out` and is
 not run again.
@@ -32,7 +32,7 @@ CODINGS: dict[str, dict[str, object]] = {
     "bfloat16": {"transport__upload": "bfloat16"},
     "int8": {"transport__upload": "int8"},
     "bfloat16/bfloat16": {"transport__upload": "bfloat16", "transport__download": "bfloat16"},
-    "int8/bfloat16": {"transport__upload": "int8", "transport__download": "bfloat16"},
+    "int8/int8": {"transport__upload": "int8", "transport__download": "int8"},
     "norm": {"aggregation__robust": "norm"},
     "median": {"aggregation__robust": "median", "aggregation__min_sites": 3},
     "trimmed_mean": {"aggregation__robust": "trimmed_mean", "aggregation__min_sites": 3},
@@ -41,12 +41,13 @@ CODINGS: dict[str, dict[str, object]] = {
 """Of a change, and after the bar of the weights; robust rules stand beside them: what they cost where nobody is bad."""
 
 
-def run(name: str, fold: int, sites: Path, out: Path) -> tuple[pd.DataFrame, Counter[str]]:
+def run(name: str, fold: int, rounds: int, sites: Path, out: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """Predictions of a fold, and the bytes of its training; from `out` where it was run before."""
     folder = out / f"{name}-{fold}".replace("/", "-and-")
     table, moved = folder / "predictions.csv", folder / "moved.json"
     if not moved.exists():
         keys = CODINGS[name] | {"splits__only": (fold,), "name": folder.name, "runtime__out": str(folder)}
+        keys |= {"training__rounds": rounds} if rounds else {}
         study = Study().changed(**keys, runtime__threads=1, analysis__experts=False, evaluation__tables=False)
         done = simulate(study, sites)
         done.predictions.to_csv(table, index=False)
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", default="0,1,2,3,4")
+    parser.add_argument("--rounds", type=int, default=0, help="0: the study's own")
     parser.add_argument("--only", default=",".join(CODINGS), help="comma-separated")
     parser.add_argument("--sites", type=Path, help="site folders that were made before; written to")
     args = parser.parse_args()
@@ -70,7 +72,7 @@ def main() -> None:
     tables: dict[str, pd.DataFrame] = {}
     bytes_: dict[str, Counter[str]] = {}
     for name in dict.fromkeys([PLAIN, *args.only.split(",")]):
-        parts = [run(name, int(fold), sites, args.out) for fold in args.folds.split(",")]
+        parts = [run(name, int(fold), args.rounds, sites, args.out) for fold in args.folds.split(",")]
         tables[name] = pd.concat([p for p, _ in parts], ignore_index=True)
         bytes_[name] = sum((b for _, b in parts), Counter())
         print(name, dict(bytes_[name]), flush=True)

@@ -22,6 +22,7 @@ from oncofed.deploy.loopback import Loopback, submit, wait
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.app import run_study
 from oncofed.server.checkpoint import Checkpoints, load_arrays
+from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +159,33 @@ def test_sites_that_are_killed_and_stopped(watched: Watched, sites: Path, tmp_pa
     missing = {(site, round_) for round_, there in took_part.items() for site in SITES if site not in there}
     assert missing <= {("Bergen", 2), ("Aachen", 3), ("Aachen", 4)}
     assert weights(out) == undisturbed(sites, tmp_path / "same", missing, **keys)
+
+
+def test_a_killed_site_gets_the_weights_in_full_where_others_get_steps(
+    watched: Watched, sites: Path, tmp_path: Path
+) -> None:
+    """Bergen is killed in round 2: it holds the weights of round 1, or of round 2, and is not taken to hold them."""
+    keys = {"training__rounds": 4, "transport__upload": "int8", "transport__download": "int8"}
+    out = tmp_path / "out"
+    run = watched.submit(study(out, **keys), "bundle-steps")
+    watched.training(out, 2, "node-1")
+    watched.loopback.kill("node-1")
+    watched.loopback.start("node-1")
+    watched.wait(run)
+    results = json.loads((out / "results.json").read_text())
+    took_part = {p["round"]: p["took_part"] for p in results["folds"][0]["curve"]}
+    assert took_part[2] == ["Aachen"]
+    assert took_part[4] == list(SITES)
+    missing = {(site, round_) for round_, there in took_part.items() for site in SITES if site not in there}
+    assert weights(out) == undisturbed(sites, tmp_path / "same", missing, **keys)
+    for site in SITES:  # they ended with the model's own weights
+        (file,) = (watched.loopback.root / "work" / site.lower() / "weights").iterdir()
+        assert {f"weights/{n}": v.tobytes() for n, v in load_file(file).items()}.items() <= weights(out).items()
+    moved = {one["round"]: one for one in results["folds"][0]["bytes_by_round"]}
+    back = min(r for r in (3, 4) if took_part[r] == list(SITES))
+    assert moved[back]["to_sites"] > moved[back]["plain_to_sites"] / 2
+    if back == 3:
+        assert moved[4]["to_sites"] < moved[4]["plain_to_sites"] / 2
 
 
 def test_a_killed_superlink_and_a_killed_server(watched: Watched, sites: Path, tmp_path: Path) -> None:

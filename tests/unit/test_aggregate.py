@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -168,6 +169,52 @@ def test_a_large_sum_that_fails_late_leaves_nothing_behind(at: int, fine: bool, 
     assert accumulator.count == 2
     exact = np.rint(good["x"].astype(np.float64) * 2.0**40) * 2.0**-39
     np.testing.assert_allclose(accumulator.total()["x"], exact, rtol=0, atol=0 if not fine else 2.0**-40)
+
+
+def as_integers(value: np.ndarray, bits: int) -> list[int]:
+    """rint(x * 2^bits) in Python's whole numbers, halves to even."""
+    return [round(Fraction(float(x)) * 2**bits) for x in value]
+
+
+@pytest.mark.parametrize("bits", [20, 30, 40, 52])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("fine", [False, True])
+def test_every_number_enters_as_the_nearest_whole_number_of_steps(bits: int, kind: type, fine: bool) -> None:
+    """Halves, either side of them, the least numbers, and both sides of the size from which chunks are converted."""
+    step, edge = 2.0**-bits, 2.0 ** (51 - bits)
+    halves = (np.arange(-9, 10) + 0.5) * step
+    with np.errstate(over="ignore"):
+        edges = [edge, float(np.nextafter(kind(edge), kind(0))), edge - step, edge / 2 + step / 2, edge * 3]
+        value = np.array([*halves, *halves * 1.001, 5e-324, 1e-45, *edges, *(-e for e in edges), 0.0])
+        value = value.astype(kind).astype(np.float64)
+    value = value[np.isfinite(value) & (np.abs(value) * 2.0**bits < 2.0**58)].astype(kind)
+    for one in (value[np.abs(value.astype(np.float64)) < edge], value):  # below that size, and beyond it
+        accumulator = Accumulator({"x": one.shape}, bits, fine=fine)
+        for _ in range(3):
+            accumulator.add({"x": one})
+        told, exact = accumulator.total()["x"], np.array([3.0 * k * step for k in as_integers(one, bits)])
+        np.testing.assert_allclose(
+            told,
+            3.0 * one.astype(np.float64) if fine else exact,
+            rtol=2.0**-52,
+            atol=0 if not fine else 2.0 ** (-bits - 49),
+        )
+
+
+@pytest.mark.parametrize("large", [1.0, 3e3, 1e5])
+def test_chunks_that_are_read_off_and_chunks_that_are_converted_add_up_in_any_order(large: float) -> None:
+    shapes = {"x": (3 * 65_536 + 17,)}
+    sums = [{"x": np.random.default_rng(s).normal(0, 3, shapes["x"]).astype(np.float32)} for s in range(4)]
+    sums[1]["x"][70_000] = sums[3]["x"][-1] = large
+    totals = []
+    for order in itertools.permutations(sums):
+        accumulator = Accumulator(shapes)
+        for one in order:
+            accumulator.add(one)
+        totals.append(accumulator.total()["x"])
+        assert accumulator.total()["x"].tobytes() == totals[0].tobytes()
+    exact = np.sum([np.rint(one["x"].astype(np.float64) * 2.0**40) for one in sums], axis=0) * 2.0**-40
+    np.testing.assert_array_equal(totals[0], exact)
 
 
 @pytest.mark.parametrize(
