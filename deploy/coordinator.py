@@ -115,7 +115,7 @@ class Server:
         command += ["--ssl-ca-certfile", self.folder / "ca.crt", "--enable-supernode-auth", "--isolation", "process"]
         command += ["--superexec-auth-secret-file", self.folder / "superexec.secret", "--database", self.database]
         command += ["--disable-runtime-dependency-installation"]
-        return self._service(LINK, lambda: command, watch=("server.crt", "server.key"))
+        return self._service(LINK, lambda: command, watch=("server.crt", "server.key"), ready="Application startup complete")
 
     def _exec(self) -> Service:
         at = f"{self.link_at}:{self.settings.superlink_port}"
@@ -141,10 +141,12 @@ class Server:
 
         return self._service(EDGE, command, watch=("server.crt", "server.key"))
 
-    def _service(self, name: str, command: Callable[[], Sequence[object]], watch: Sequence[str] = ()) -> Service:
+    def _service(
+        self, name: str, command: Callable[[], Sequence[object]], watch: Sequence[str] = (), ready: str = ""
+    ) -> Service:
         environment = flower_environment(self.state / "runtime")
         files = tuple(self.folder / n for n in watch)
-        return Service(name, command, self.state / "work" / name, environment, watch=files)
+        return Service(name, command, self.state / "work" / name, environment, ready=ready, watch=files)
 
 
 def _say(logs: Logs, text: str) -> None:

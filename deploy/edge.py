@@ -58,7 +58,7 @@ def edge_command(nginx: str, configuration: Path) -> list[str]:
 
 def _plain(path: Path) -> str:
     """A path as nginx reads it between quotation marks; raises `ValueError` on characters that would mean something to it."""
-    text = str(path.resolve())
+    text = str(path.absolute())
     if set(text) & set("\"'\\${}\n"):
         raise ValueError(f"{text}: nginx cannot be told of this folder; choose one without \" ' \\ $ {{ }}")
     return text

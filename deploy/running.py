@@ -15,7 +15,7 @@ from oncofed.common.consortium import SignedRoster
 from oncofed.deploy.admission import UNREGISTERED, openssh
 from oncofed.deploy.coordinator import Server
 from oncofed.deploy.engine import nodes_of
-from oncofed.deploy.lock import holder
+from oncofed.deploy.lock import ELSEWHERE, holder
 from oncofed.deploy.processes import STOP_S
 
 
@@ -55,6 +55,8 @@ def stop(file: Path) -> bool:
     process = holder(lock)
     if process is None:
         return False
+    if process == ELSEWHERE:
+        raise ValueError(f"what {file.stem} runs is in another container; stop that one")
     os.kill(process, signal.SIGTERM)
     end = time.monotonic() + 3 * STOP_S
     while holder(lock) is not None:
