@@ -64,6 +64,14 @@ class Pins:
     work: Path
     site: str
 
+    def want_agreement(self) -> None:
+        """Refuse to go by first sight: for noise that is shared with the members, whom a server could else have made up."""
+        if not (self.folder / ROSTER).exists():
+            raise Refusal(
+                f"site {self.site}: noise is shared with members whom the hospital knows, and it has no {ROSTER}; a server could be all the "
+                "others. Put the members' names and identities there, or have the study set privacy.noise = 'own'"
+            )
+
     def check(self, identities: Mapping[str, bytes]) -> None:
         """Refuse a member that is not in the roster or has another identity than before; pin those that are new without a roster."""
         signed = pinned_roster(self.folder, self.site)

@@ -52,8 +52,14 @@ class Policy(BaseModel):
     require_privacy: bool = Field(
         False, description="answer studies with privacy.unit = 'patient' and analyses with an epsilon alone"
     )
+    shared_noise: bool = Field(
+        False,
+        description="answer studies with privacy.noise = 'shared' as well: what leaves here has a part of the noise, and the promise rests on "
+        "the other hospitals' parts",
+    )
     require_secure_sum: bool = Field(
-        False, description="answer studies with privacy.secure_sum = true alone, and no analyses, which have none"
+        False,
+        description="answer studies with privacy.secure_sum = true, and analyses with secure_sum = true, alone",
     )
     min_members: int = Field(3, ge=3, description="hospitals in a total of a secure sum that this one is part of")
     max_folds: int = Field(10, ge=2, description="finer folds single out patients: two statistics differ by one fold")
@@ -86,5 +92,5 @@ class Policy(BaseModel):
 
 
 DEFAULT = Policy()
-OPEN = Policy(min_cell=1, exact_times=True, own_model=True)
+OPEN = Policy(min_cell=1, exact_times=True, own_model=True, shared_noise=True)
 """Of a simulated site that says nothing else; training and statistics keep the bound of a real one."""

@@ -130,9 +130,10 @@ class Door:
         """Refuse an analysis that the site's policy does not allow, before any data are touched."""
         self._admit(kind, *plan.columns)
         p = self.policy
-        if p.require_secure_sum:
+        if p.require_secure_sum and not plan.secure_sum:
             raise Refusal(
-                f"site {self.site}: an analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum)"
+                f"site {self.site}: the analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
+                "secure_sum = true"
             )
         if p.require_privacy and not plan.epsilon:
             raise Refusal(
@@ -171,6 +172,11 @@ class Door:
             raise Refusal(
                 f"site {self.site}: the study lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
                 "privacy.secure_sum = true"
+            )
+        if study.privacy.sharing is not None and not self.policy.shared_noise:
+            raise Refusal(
+                f"site {self.site}: the study has hospitals share their noise, its policy wants all of it added here (shared_noise); set "
+                "privacy.noise = 'own', or have the site's engineer allow it"
             )
         p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
         if alone and not p.own_model:

@@ -21,7 +21,7 @@ from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
 from oncofed.client.greeting import greet, known_patients
-from oncofed.client.members import Identity
+from oncofed.client.members import Identity, Pins
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.release import Door, Release
@@ -40,6 +40,7 @@ from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
+from oncofed.common.privacy.sharing import SHARED_BITS, sharing_of
 from oncofed.common.scaling import Scaling
 from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation
 from oncofed.common.study import TRAIN, Study
@@ -104,6 +105,8 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        if sharing_of(self.study, kind):
+            self._check_sharing(simulated=door.simulated)
         if self.study.privacy.secure_sum and kind != wire.HELLO:
             door.masks.append(lambda total: self._under_masks(kind, total, forget=door.simulated))
         mechanisms = self._mechanisms(kind)
@@ -125,6 +128,16 @@ class Session:
             return (dataclasses.replace(of[TRAINING], count=study.training.local_steps), *counted)
         return ()
 
+    def _check_sharing(self, *, simulated: bool) -> None:
+        """Refuse to share noise with members whom nobody has agreed on, or in numbers that would be rounded after it is added."""
+        if not simulated:
+            Pins(self.site.path, self.work, self.site.name).want_agreement()
+        if self.ask.get("bits") != SHARED_BITS:
+            raise Refusal(
+                f"site {self.site.name}: a sum of {self.ask.get('bits')!r} fractional bits, shared noise lies on a lattice of {SHARED_BITS}; install "
+                "the same oncofed version on both sides"
+            )
+
     @property
     def counts_evidence(self) -> bool:
         """Whether counts of evidence leave with this round."""
@@ -145,8 +158,9 @@ class Session:
         study = f"{self.study.name} {self.study_digest}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
         cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
+        purpose = f"{what}, noise of the total" if sharing_of(self.study, kind) else what
         return Release(
-            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap
+            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, purpose, mechanisms, cap
         )
 
     @cached_property
@@ -164,7 +178,10 @@ class Session:
         bits = self.ask.get("bits")
         flags = [k for k in PLACES if self.ask.get(k) or k in self.arrays]
         slot = _digest([self._told, kind, self.fold, self.phase, self.round, flags])
-        return sums.begin(question, slot, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
+        shares = sharing_of(self.study, kind)
+        least, colluding = (shares.least, shares.colluding) if shares else (0, 0)
+        told = self.study.name, total, bits, privacy.secure_threshold
+        return sums.begin(question, slot, *told, least=least, colluding=colluding, forget=forget)  # type: ignore[arg-type]
 
     @property
     def fold(self) -> int:

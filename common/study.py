@@ -17,6 +17,7 @@ from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
 from oncofed.common.privacy.refusals import broken_by, hidden_by_masks
 from oncofed.common.privacy.settings import Privacy
+from oncofed.common.privacy.sharing import not_shared
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
     Fusion,
@@ -119,6 +120,9 @@ class Study(Section):
         hidden = hidden_by_masks(self)
         if hidden:
             raise ValueError("privacy.secure_sum shows the server totals alone:\n    " + "\n    ".join(hidden))
+        unshared = not_shared(self)
+        if unshared:
+            raise ValueError(f"privacy.noise = '{self.privacy.noise}' cannot be:\n    " + "\n    ".join(unshared))
         broken = broken_by(self)
         if broken:
             raise ValueError(f"privacy.unit = '{self.privacy.unit}' cannot be promised:\n    " + "\n    ".join(broken))

@@ -47,8 +47,8 @@ def consortium_list(folder: Where) -> None:
     here = Folder.open(folder)
     roster = here.roster
     table = Table(title=escape(f"{roster.consortium}, roster {roster.serial} of {roster.issued}"), title_justify="left")
-    for column in ("member", "status", "since", "fingerprint of its keys", "kit can be used until"):
-        table.add_column(column)
+    for column in ("member", "status", "since", "fingerprint of its keys", "kit until"):
+        table.add_column(column, no_wrap=column.startswith("fingerprint"))
     styles = {"active": "green", "revoked": "red", "invited": "yellow"}
     for m in list_members(here):
         table.add_row(

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
 from oncofed.common.fixed_point import LIMIT, TooLarge, from_integers, peak_of
+from oncofed.common.sum_coding import FINER
 
 UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
@@ -22,7 +23,6 @@ _CHUNK = 1 << 15
 """Numbers that are worked on at once: they stay in a core's cache from the first look to the sum."""
 _SPAN = 1 << 20
 """Numbers that a thread takes at once; numpy lets go of the interpreter, so threads help. Smaller sums go without."""
-_FINER = 50
 
 Span = tuple[str, int]
 
@@ -128,7 +128,7 @@ class Accumulator:
             np.multiply(flat[there], scale, out=part)
             if self._rest:
                 rounded, rest = np.rint(part), self._rest[name].reshape(-1)
-                finer = np.rint((part - rounded) * 2.0**_FINER).astype(np.int64)
+                finer = np.rint((part - rounded) * 2.0**FINER).astype(np.int64)
                 enter(rest[there], finer, out=rest[there])
                 np.copyto(number, rounded, casting="unsafe")
             else:
@@ -139,7 +139,7 @@ class Accumulator:
         """The sum as float64."""
         total = from_integers(self._total, self.bits)
         for name, rest in self._rest.items():
-            total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - _FINER)
+            total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - FINER)
         return total
 
 

@@ -26,7 +26,7 @@ from oncofed.server.cross_site import CrossSite
 from oncofed.server.evaluation import gather_table, table_file
 from oncofed.server.explanation import PUBLIC_RISKS, Explanation, public_explanation
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.privacy import noise_of_the_server
+from oncofed.server.noise import change_of_gradients, noise_of_the_server
 from oncofed.server.roster import NotEnoughSites, Roster
 from oncofed.server.rounds import Rounds, headline
 from oncofed.server.statistics import Frame, gather_statistics
@@ -149,6 +149,8 @@ class FoldRun:
             strategy.weights = transfer(strategy.weights, pretrained)
         if self.study.privacy.unit == "hospital":
             strategy.cover = noise_of_the_server(self.study)
+        if self.study.privacy.sharing is not None:
+            strategy.turn = change_of_gradients(self.study, model)
         rounds = Rounds(inquiry, phase, frame, strategy, out)
         rounds.resume()
         return rounds

@@ -13,6 +13,7 @@ from oncofed.common.exchange import Aggregation
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.releases import promise_of
+from oncofed.common.privacy.sharing import sharing_of
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -99,8 +100,10 @@ class Inquiry:
             self.roster.greet_newcomers(greeting(self.study))  # a site that was started again has a new node
             return self.roster.ask(kind, config, None, round_=round_, concerns=each.__contains__, each=each)
 
-        asked = self.study.privacy.secure_threshold
-        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, self.aggregation.min_sites, asked, check)
+        privacy, least = self.study.privacy, self.aggregation.min_sites
+        sharing = sharing_of(self.study, kind)
+        least = max(least, sharing.least if sharing else 0)  # sites refuse smaller totals
+        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, least, privacy.secure_threshold, check)
         return sum_.gather(self.ask(kind, config | {"bits": bits}, arrays, phase=phase, round_=round_))
 
     @property

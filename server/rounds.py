@@ -17,6 +17,7 @@ from oncofed.common.blocks import LOSS, Sum, part, under
 from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
 from oncofed.common.compression import nbytes, round_weights
 from oncofed.common.metrics import mean_within_cancer
+from oncofed.common.privacy.sharing import SHARED_BITS
 from oncofed.common.splits import ALL_PATIENTS, seed_from
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
@@ -126,7 +127,7 @@ class Rounds:
             self.strategy.shapes | ({} if privacy.on else {LOSS: (2,)}),
             phase=self.phase,
             round_=round_,
-            bits=UPDATE_BITS,
+            bits=UPDATE_BITS if privacy.sharing is None else SHARED_BITS,
             check=self.strategy.check_told,
         )
         return self.strategy.take_total(summed, round_)

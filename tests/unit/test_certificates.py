@@ -88,7 +88,7 @@ def test_a_server_certificate_ends_with_its_authority() -> None:
 
 def test_an_authority_signs_with_its_own_key_alone(authority: Pair) -> None:
     other = make_authority("Glioma", 100)
-    with pytest.raises(ValueError, match="ca.key is not the key of ca.crt"):
+    with pytest.raises(ValueError, match=r"ca.key is not the key of ca.crt"):
         make_server((other[0], authority[1]), "Sarcoma", "fl.example.org", 397)
 
 
@@ -108,5 +108,5 @@ def test_a_certificate_out_of_its_time_is_named(authority: Pair, monkeypatch: py
     Later.shift = -timedelta(days=1)
     with pytest.raises(ValueError, match=r"ca.crt begins on .* set its clock"):
         check_valid(authority[1], "ca.crt", "ask")
-    with pytest.raises(ValueError, match="ca.crt is no certificate in PEM"):
+    with pytest.raises(ValueError, match=r"ca.crt is no certificate in PEM"):
         check_valid(b"-----BEGIN", "ca.crt", "ask")

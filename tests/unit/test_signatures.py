@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,7 @@ def test_who_trusts_the_old_key_may_trust_the_new_one(tmp_path: Path) -> None:
     """Over two changes of the key, from any of the keys that were; not from a key that nobody vouches for."""
     keys = [COORDINATOR, FOLLOWING, signing.new_private()]
     chain = tuple(
-        Succession.of(a, signing.public_of(b), "Sarcoma", 2 + i)
-        for i, (a, b) in enumerate(zip(keys, keys[1:], strict=False))
+        Succession.of(a, signing.public_of(b), "Sarcoma", 2 + i) for i, (a, b) in enumerate(itertools.pairwise(keys))
     )
     roster(keys[2], successions=chain).write(tmp_path / "roster.json", keys[2])
     for key in keys:

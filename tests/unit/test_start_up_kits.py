@@ -96,7 +96,7 @@ def test_an_altered_kit_is_refused(name: str, change: object) -> None:
 def test_what_is_no_kit_is_named(text: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Kit.of(files_of() | {"kit.toml": text}, "kit")
-    with pytest.raises(ValueError, match="has no kit.toml or no ca.crt"):
+    with pytest.raises(ValueError, match=r"has no kit.toml or no ca.crt"):
         Kit.of({"ca.crt": AUTHORITY}, "kit")
 
 
@@ -113,12 +113,12 @@ def test_a_file_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 def test_links_are_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("run.sh")
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    with pytest.raises(ValueError, match="'run.sh' is a link or a device"):
+    with pytest.raises(ValueError, match=r"'run.sh' is a link or a device"):
         read_files(zipped(tmp_path / "k.zip", (link, b"/etc/passwd")))
     folder = tmp_path / "kit"
     folder.mkdir()
     (folder / "run.sh").symlink_to("/etc/passwd")
-    with pytest.raises(ValueError, match="'run.sh' is a link or a folder"):
+    with pytest.raises(ValueError, match=r"'run.sh' is a link or a folder"):
         read_files(folder)
     (folder / "run.sh").unlink()
     (folder / "sub").mkdir()
@@ -127,7 +127,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_in_a_zip_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'run.sh' is in it twice"):
+    with pytest.raises(ValueError, match=r"'run.sh' is in it twice"):
         read_files(zipped(tmp_path / "k.zip", ("run.sh", b"a"), ("run.sh", b"b")))
 
 
