@@ -115,7 +115,9 @@ class Server:
         command += ["--ssl-ca-certfile", self.folder / "ca.crt", "--enable-supernode-auth", "--isolation", "process"]
         command += ["--superexec-auth-secret-file", self.folder / "superexec.secret", "--database", self.database]
         command += ["--disable-runtime-dependency-installation"]
-        return self._service(LINK, lambda: command, watch=("server.crt", "server.key"), ready="Application startup complete")
+        return self._service(
+            LINK, lambda: command, watch=("server.crt", "server.key"), ready="Application startup complete"
+        )
 
     def _exec(self) -> Service:
         at = f"{self.link_at}:{self.settings.superlink_port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ CONNECTED = "SuperNode ID: "
 """What Flower's node prints when SuperLink has taken it."""
 NOT_YET = "[code: 2004]"
 """What it prints when SuperLink does not take its key: its last session has not ended, or it is not registered (any more)."""
+GUARD = "bin"
+"""Below the node's Flower home: programs that are found before Flower's own, where the hospital has a guard that holds bundles against approvals."""
 LINK_S = 30.0
 """How often the way to the coordinator is tried for `ready`."""
 
@@ -78,7 +81,10 @@ class SiteNode:
 
     def service(self) -> Service:
         """The SuperNode; a new port of loopback for each of its lives."""
-        environment = flower_environment(self.work / "flower")
+        home = self.work / "flower"
+        environment = flower_environment(home)
+        if (home / GUARD).is_dir():
+            environment["PATH"] = f"{home / GUARD}{os.pathsep}{environment['PATH']}"
         return Service(
             NODE,
             self._command,

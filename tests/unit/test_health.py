@@ -15,7 +15,11 @@ def test_services_are_told_as_they_are_now() -> None:
     told = {"": True, "ready": False, "node": True}
     with HealthServer("127.0.0.1:0", lambda: told) as server:
         address = f"127.0.0.1:{server.port}"
-        assert (check(address), check(address, "ready"), check(address, "node")) == ("SERVING", "NOT_SERVING", "SERVING")
+        assert (check(address), check(address, "ready"), check(address, "node")) == (
+            "SERVING",
+            "NOT_SERVING",
+            "SERVING",
+        )
         assert check(address, "link") == "no service 'link' there"
         told["ready"] = True
         end = time.monotonic() + 5

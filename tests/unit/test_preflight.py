@@ -73,7 +73,18 @@ def test_all_is_well(place: Place) -> None:
         report = place.look(data=True)
     told = levels(report)
     assert {n for n, level in told.items() if level != "ok"} <= {"policy", "GPU"}, report.checks
-    assert told.keys() >= {"name", "port", "TLS", "certificate", "clock", "server", "node key", "roster", "disk", "data"}
+    assert told.keys() >= {
+        "name",
+        "port",
+        "TLS",
+        "certificate",
+        "clock",
+        "server",
+        "node key",
+        "roster",
+        "disk",
+        "data",
+    }
     assert report.ok
     assert not report.firewall
 

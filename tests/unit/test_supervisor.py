@@ -132,8 +132,9 @@ def test_nothing_outlives_a_killed_supervisor(start: Callable[..., Started]) -> 
 def test_a_second_supervisor_is_refused_and_stop_ends_the_first(start: Callable[..., Started]) -> None:
     s = start("a", "exec sleep 300")
     s.up("a")
-    with pytest.raises(ValueError, match=f"process {s.process.pid} runs this already"), locked(
-        s.status.with_suffix(".lock")
+    with (
+        pytest.raises(ValueError, match=f"process {s.process.pid} runs this already"),
+        locked(s.status.with_suffix(".lock")),
     ):
         pass
     assert stop(s.status)
@@ -172,7 +173,9 @@ def test_pauses_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert supervisor.states[0].last_exit.startswith("exit code 3 at ")
 
 
-def test_a_process_that_was_steady_begins_with_the_shortest_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_steady_begins_with_the_shortest_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervise, "SHORTEST_S", 0.05)
     monkeypatch.setattr(supervise, "STEADY_S", 0.5)
     script = "n=$(cat n 2>/dev/null || echo 0); echo $((n+1)) > n; [ $n = 2 ] && sleep 1; exit 1"
@@ -186,7 +189,9 @@ def test_a_refused_node_waits_for_its_former_session(tmp_path: Path, monkeypatch
     monkeypatch.setattr(supervise, "REFUSED_S", 0.1)
     monkeypatch.setattr(supervise, "REFUSALS", 3)
     monkeypatch.setattr(supervise, "LONGEST_S", 0.4)
-    refused = service(tmp_path, "echo '[code: 2004] Failed to activate SuperNode'; sleep 0.1; exit 1", refused="[code: 2004]")
+    refused = service(
+        tmp_path, "echo '[code: 2004] Failed to activate SuperNode'; sleep 0.1; exit 1", refused="[code: 2004]"
+    )
     supervisor = Supervisor([refused], tmp_path / "run.json", Logs(tmp_path / "logs"))
     run_for(supervisor, lambda: supervisor.states[0].starts >= 6)
     assert pauses(tmp_path)[:5] == [0.1, 0.1, 0.1, 0.4, 0.4]
@@ -233,7 +238,9 @@ def test_health_follows_the_processes(tmp_path: Path, monkeypatch: pytest.Monkey
 
     run_for(supervisor, enough)
     assert {"a": True, "": True, "ready": True} in seen
-    assert {"a": False, "": True, "ready": False} in seen, "a process that is being brought back is no reason to end the rest"
+    assert {"a": False, "": True, "ready": False} in seen, (
+        "a process that is being brought back is no reason to end the rest"
+    )
     supervisor.turned -= 1000.0
     assert not supervisor.health()[""], "a supervisor that hangs is not well"
 
