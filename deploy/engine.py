@@ -209,9 +209,13 @@ class Node:
 
 
 def nodes_of(database: Path) -> list[Node]:
-    """All nodes that a SuperLink's database has; `flwr supernode list` tells neither keys nor names."""
+    """All nodes that a SuperLink's database has, none before it was made; `flwr supernode list` tells neither keys nor names."""
     check_version()
+    if not database.exists():
+        return []
     with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as link:
+        if not link.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'node'").fetchall():
+            return []
         rows = link.execute("SELECT node_id, public_key, status, online_until, last_activated_at FROM node").fetchall()
     return [
         Node(n % 2**64, bytes(key or b""), status, float(until or 0), at or "") for n, key, status, until, at in rows

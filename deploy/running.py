@@ -81,7 +81,7 @@ class MemberSeen:
 def members_seen(server: Server) -> list[MemberSeen]:
     """All members; `node` is online, offline, never seen, or why it cannot dial in."""
     roster = SignedRoster.read(server.folder / "roster.json", (server.folder / "coordinator.pub").read_text().strip())
-    nodes = {openssh(n): n for n in nodes_of(server.database)} if server.database.exists() else {}
+    nodes = {openssh(n): n for n in nodes_of(server.database)}
     told = []
     for name, member in sorted(roster.members.items()):
         node = nodes.get(member.node_key) if member.node_key else None

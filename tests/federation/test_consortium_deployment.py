@@ -53,9 +53,7 @@ class Consortium:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        write_consortium(
-            root / "sites", SynthSettings(sites=3, patients=150, genes=60, cancers=3, genes_per_program=8)
-        )
+        write_consortium(root / "sites", SynthSettings(sites=3, patients=150, genes=60, cancers=3, genes_per_program=8))
         self.sites = {SiteFolder.open(f).name: f for f in list_sites(root / "sites")}
         self.port, self.health = free_port(), free_port()
         settings, names = root / "consortium.toml", json.dumps(list(self.sites))
@@ -212,7 +210,9 @@ def test_a_killed_superlink_and_a_new_certificate(consortium_at_work: Consortium
     os.kill(services()["link"]["process"], signal.SIGKILL)
     until(lambda: services()["link"]["starts"] == 2 and services()["link"]["ready"])
     rotate_server(here.folder)
-    until(lambda: services()["edge"]["starts"] == 2 and services()["link"]["starts"] == 3 and services()["link"]["ready"])
+    until(
+        lambda: services()["edge"]["starts"] == 2 and services()["link"]["starts"] == 3 and services()["link"]["ready"]
+    )
     until(lambda: responds(f"https://127.0.0.1:{here.port}/health", here.folder.path / "ca.crt"))
     time.sleep(10)  # nodes ask every three seconds
     assert set(here.nodes().values()) == {"online"}
