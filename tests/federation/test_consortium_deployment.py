@@ -40,7 +40,7 @@ except ValueError as error:
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")]
 
 
-def until(there: Callable[[], Any], patience_s: float = 120.0) -> Any:
+def until(there: Callable[[], Any], patience_s: float = 240.0) -> Any:
     end = time.monotonic() + patience_s
     while not (found := there()):
         assert time.monotonic() < end, "it did not come to that"
@@ -122,7 +122,7 @@ def test_a_study_runs_through_the_edge(consortium_at_work: Consortium, tmp_path:
     here, out = consortium_at_work, tmp_path / "out"
     study = Study().changed(
         model__size="tiny",
-        training__rounds=2,
+        training__rounds=1,
         training__evaluate_every=0,
         splits__only=[0],
         panel__powers=False,
@@ -137,7 +137,7 @@ def test_a_study_runs_through_the_edge(consortium_at_work: Consortium, tmp_path:
     wait(run, home=here.server.flower_home, timeout_s=400, logs=here.server.state / "logs")
     results = json.loads((out / "results.json").read_text())
     assert results["sites"] == sorted(here.sites)
-    assert [p["took_part"] for p in results["folds"][0]["curve"]] == [sorted(here.sites)] * 2
+    assert [p["took_part"] for p in results["folds"][0]["curve"]] == [sorted(here.sites)]
 
 
 def test_what_is_told_of_it(consortium_at_work: Consortium) -> None:
@@ -184,7 +184,7 @@ def test_an_unknown_key_is_refused(consortium_at_work: Consortium, tmp_path: Pat
         with (tmp_path / "log").open("w+b") as log:
             node = Child([*command, *more], folder=tmp_path, environment=flower_environment(tmp_path / "h"), output=log)
             try:
-                assert node.process.wait(60) == 1
+                assert node.process.wait(180) == 1
             finally:
                 node.kill()
             log.seek(0)
@@ -194,12 +194,14 @@ def test_an_unknown_key_is_refused(consortium_at_work: Consortium, tmp_path: Pat
 def test_a_killed_node_comes_back(consortium_at_work: Consortium) -> None:
     """SuperLink refuses its key until the former session has ended; the supervisor tries every ten seconds."""
     here, name = consortium_at_work, "Bergen"
-    first = here.node(name).services["node"]["process"]
+    log = here.sites[name] / ".oncofed" / "logs" / "supervisor.log"
+    before, first = log.read_text(), here.node(name).services["node"]["process"]
     os.kill(first, signal.SIGKILL)
     until(lambda: (s := here.node(name).services["node"])["process"] not in (None, first) and s["ready"])
     here.until_online(name)
-    pauses = (here.sites[name] / ".oncofed" / "logs" / "supervisor.log").read_text()
-    assert "(the other side does not take it yet); starts again in 10 s" in pauses
+    later = log.read_text()[len(before) :].splitlines()
+    assert "ended with signal 9" in later[0]
+    assert any(line.endswith("(the other side does not take it yet); starts again in 10 s") for line in later)
 
 
 def test_a_killed_superlink_and_a_new_certificate(consortium_at_work: Consortium) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -101,15 +102,29 @@ def commands() -> dict[str, list[str]]:
 def test_what_containers_are_started_with_is_a_command() -> None:
     """Every word is one that `oncofed` takes: parsed by its own parser, not run."""
     for where, words in commands().items():
-        context, command = None, get_command(cli)
-        rest = list(map(str, words))
-        while hasattr(command, "commands"):
-            command = command.commands[rest.pop(0)]
-        context = command.make_context("oncofed", rest)
-        assert context.params["log_to_stdout"], where
-        assert context.params["health"].rpartition(":")[2].isdigit(), where
-        if "only" in context.params:
-            assert context.params["only"] in ("link", "exec", "edge")
+        told = parsed(list(map(str, words)))
+        assert told["log_to_stdout"], where
+        assert told["health"].rpartition(":")[2].isdigit(), where
+        assert told.get("only", "link") in ("link", "exec", "edge")
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """What the parser of `oncofed` makes of words; raises on one that it does not know."""
+    command: Any = get_command(cli)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    return dict(command.make_context("oncofed", words).params)
+
+
+def test_commands_of_the_guide_are_commands() -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    lines = re.findall(r"^ {4}oncofed ([^─\n]+)$", guide, re.M)
+    assert len(lines) >= 8
+    for line in lines:
+        parsed(shlex.split(re.sub(r"[\[\]]", "", line.partition("  #")[0].partition(" > ")[0])))
+    options = set(re.findall(r"`(--[a-z-]+)", guide.split("| option | for |")[1].split("As a service")[0]))
+    start: Any = get_command(cli).commands["server"].commands["start"]  # type: ignore[attr-defined]
+    assert options <= {o for p in start.params for o in p.opts}
 
 
 def rendered(chart: str, values: dict[str, Any]) -> list[dict[str, Any]]:
