@@ -5,10 +5,12 @@ The one module that touches Flower's private parts; `check_version` guards them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -192,3 +194,29 @@ def run_on_ray(
                 "init_args": {"include_dashboard": False},
             },
         )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the SuperLink knows it. `key` is PEM; `status` is Flower's: registered, online, offline or unregistered."""
+
+    identifier: int
+    key: bytes
+    status: str
+    online_until: float
+    """Seconds since 1970 that the last heartbeat reaches to; 0 where there was none."""
+    activated: str
+
+
+def nodes_of(database: Path) -> list[Node]:
+    """All nodes that a SuperLink's database has, none before it was made; `flwr supernode list` tells neither keys nor names."""
+    check_version()
+    if not database.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as link:
+        if not link.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'node'").fetchall():
+            return []
+        rows = link.execute("SELECT node_id, public_key, status, online_until, last_activated_at FROM node").fetchall()
+    return [
+        Node(n % 2**64, bytes(key or b""), status, float(until or 0), at or "") for n, key, status, until, at in rows
+    ]

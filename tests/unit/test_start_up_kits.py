@@ -41,7 +41,8 @@ def test_folder_and_zip_hold_the_same_files_and_no_private_key(tmp_path: Path) -
     at = write_kit(tmp_path, SETTINGS, "Aachen", token="ab" * 32, authority=AUTHORITY, private=PRIVATE)
     files = read_files(at)
     assert files == read_files(tmp_path / "Aachen") == files_of()
-    assert files.keys() == {"kit.toml", "ca.crt", "compose.yaml", "run.sh", "oncofed-site.service", "README.md"}
+    runs = {"compose.yaml", "compose.gpu.yaml", "run.sh", "oncofed-site.service"}
+    assert files.keys() == runs | {"kit.toml", "ca.crt", "README.md"}
     secret = PRIVATE.hex().encode()
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or not re.search(rb"PRIVATE|" + secret, file.read_bytes())
