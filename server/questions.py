@@ -38,14 +38,14 @@ class Questions:
 
     def begin(self) -> None:
         """Greet the sites and agree on the levels of every grouping."""
-        hello: wire.Config = {"plan_json": self.plan_json, "step": "greeting"}
+        hello: wire.Config = {"plan_json": self.plan_json, "signature": self.plan.signature, "step": "greeting"}
         self.roster.gather(self.plan.min_sites, hello)
         for grouping in self.plan.groupings:
             self.levels[grouping.column] = self._levels(grouping)
 
     @property
     def plan_json(self) -> str:
-        return self.plan.model_dump_json(exclude={"out", "roster"})
+        return self.plan.model_dump_json(exclude={"out", "roster", "signature"})
 
     def _levels(self, grouping: Grouping) -> list[str]:
         if grouping.levels:
@@ -77,7 +77,8 @@ class Questions:
         """Good answers to a step, ordered by site, of the members of earlier steps or, with `everybody`, of all sites."""
         self.asked += 1
         lines = [f"{column}\t{level}" for column, levels in self.levels.items() for level in levels]
-        config: wire.Config = {"plan_json": self.plan_json, "step": step, "levels": lines, "round": self.asked}
+        signed = {"plan_json": self.plan_json, "signature": self.plan.signature}
+        config: wire.Config = {**signed, "step": step, "levels": lines, "round": self.asked}
         some = self.members if not everybody else None
         concerns = (lambda site: site in some) if some else (lambda site: True)
         answers = []

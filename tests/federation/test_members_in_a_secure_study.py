@@ -134,7 +134,9 @@ def test_an_altered_roster_lets_nobody_in(members: Members, secure: Study) -> No
     for folder in members.folders:
         file = folder / "roster.json"
         file.write_text(file.read_text().replace('"active"', '"invited"', 1))
-    with pytest.raises(NotEnoughSites, match=r"its roster.json: the signature of the roster of 'Rare Sarcoma' does not"):
+    with pytest.raises(
+        NotEnoughSites, match=r"its roster.json: the signature of the roster of 'Rare Sarcoma' does not"
+    ):
         members.run(secure)
     for folder in members.folders:
         (folder / "coordinator.pub").unlink()
