@@ -168,7 +168,8 @@ def code_hash(parts: Iterable[tuple[str, Path]]) -> str:
 
 def _folder_of(package: str) -> Path:
     found = importlib.util.find_spec(package)
-    assert found is not None and found.submodule_search_locations
+    assert found is not None
+    assert found.submodule_search_locations
     return Path(next(iter(found.submodule_search_locations)))
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from oncofed.client.hours import Hours, check
 from oncofed.common.errors import Refusal
-from oncofed.common.modalities import MODALITIES
 from oncofed.common.signing import is_public
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -53,7 +52,9 @@ class Policy(BaseModel):
         ("gene_moe", "path_gptomic", "t_gem"), description="models that studies may train"
     )
     analyses: tuple[Kind, ...] = Field(("cox", "km", "logrank"), description="kinds of classical analysis")
-    modalities: tuple[Modality, ...] = Field(MODALITIES, description="kinds of data that studies may see")
+    modalities: tuple[Modality, ...] = Field(
+        ("rna", "pathology", "alterations"), description="kinds of data that studies may see"
+    )
     columns: tuple[str, ...] = Field(
         (ANY,),
         description="clinical columns beside cancer type and outcome that studies and analyses may use, as covariates, labels, groups or "

@@ -343,8 +343,9 @@ class SumSession:
     @cached_property
     def stamp(self) -> wire.Config:
         """The question, and of which study it is, as long as the sum is open."""
+        stamp: wire.Config = {"sum": self.question}
         study = self.sums.study_of(self.question)
-        return {"sum": self.question} | ({"study": study} if study else {})
+        return stamp | {"study": study} if study else stamp
 
     def share(self) -> Answer:
         return Answer(self.sums.share(self.question, self.ask))
