@@ -111,13 +111,18 @@ def remove(bundle: Bundle, home: Path) -> None:
 def unlocked(apps: Path) -> Iterator[None]:
     """Let the folder be changed for a moment."""
     apps.mkdir(parents=True, exist_ok=True)
-    _set_immutable(apps, on=False)
-    _set_writable(apps, on=True)
+    unlock(apps)
     try:
         yield
     finally:
         _set_writable(apps, on=False)
-        _set_immutable(apps, on=True)
+        _chattr("chattr", "-R", "+i", str(apps))
+
+
+def unlock(apps: Path) -> None:
+    """Let the folder be changed from here on."""
+    _chattr("chattr", "-R", "-i", str(apps))
+    _set_writable(apps, on=True)
 
 
 def is_immutable(apps: Path) -> bool:
@@ -148,10 +153,6 @@ def _set_writable(apps: Path, *, on: bool) -> None:
     for path in (apps, *apps.rglob("*")):
         with contextlib.suppress(OSError):
             path.chmod((0o755 if on else 0o555) if path.is_dir() else (0o644 if on else 0o444))
-
-
-def _set_immutable(apps: Path, *, on: bool) -> None:
-    _chattr("chattr", "-R", "+i" if on else "-i", str(apps))
 
 
 def _chattr(*command: str) -> str | None:

@@ -62,7 +62,8 @@ class Policy(BaseModel):
     )
     labels: tuple[str, ...] = Field(
         ("cancer_type",),
-        description="clinical columns whose values a study may learn, and hear, as classes, or an analysis as groups",
+        description="clinical columns whose values a study may learn, and hear, as classes, or an analysis as groups; of another column than "
+        "the cancer type only values of min_patients patients are told, or those that the study names",
     )
     hours: tuple[str, ...] = Field(
         (), description="when requests are answered, such as 'Mon-Fri 18:00-06:00', 'Sat,Sun 00:00-24:00'; none: always"
@@ -80,17 +81,30 @@ class Policy(BaseModel):
     )
 
     # -- how many patients ----------------------------------------------------------------------------------------------
-    min_patients: int = Field(10, ge=1, description="no sum over fewer patients leaves")
+    min_patients: int = Field(
+        10,
+        ge=1,
+        description="no training or statistics sum over fewer patients leaves; of a round count the patients seen in its steps; a modality that "
+        "fewer training patients have is left out of the hospital's training",
+    )
     min_cell: int = Field(
-        11, ge=1, description="no group of fewer patients shows in an evaluation or an analysis; 1: any may (no rule)"
+        11,
+        ge=1,
+        description="no group of fewer patients shows in an evaluation or an analysis: such patients are left out, with as many others that "
+        "those left out are never few; intervals of time are taken together until they hold as many; two tables about patients who differ by "
+        "fewer are not both answered; 1: no rule",
     )
     rounding: int = Field(1, ge=1, description="counts in tables leave as multiples of this; 1: as they are")
-    exact_times: bool = Field(False, description="exact event times may leave, for analyses that ask for them")
+    exact_times: bool = Field(
+        False,
+        description="exact event times may leave, for analyses that ask for them; with them and the sums at each, single patients can be told "
+        "apart",
+    )
     max_newton_steps: int = Field(
         12,
         ge=0,
-        description="steps of Cox regressions about one patient, over all analyses; each tells sums of covariates, so a run of intervals "
-        "holds more patients than could be solved for of all of them",
+        description="steps of Cox regressions about one patient, over all analyses (about two of them); a run of intervals holds more patients "
+        "than could be solved for of what they tell; released/each/ in the working folder has the counts, and who removes it begins anew",
     )
     max_tables: int = Field(
         12,
@@ -115,7 +129,8 @@ class Policy(BaseModel):
     epsilon_budget: float = Field(
         8.0,
         ge=0,
-        description="what everything with noise that leaves may cost a patient together: training, statistics, evaluations and analyses",
+        description="what everything with noise that leaves may cost a patient together: training, statistics, evaluations and analyses; the "
+        "site's ledger.jsonl says what is spent, and oncofed site budget shows it",
     )
     delta_budget: float = Field(
         1e-5,
@@ -124,7 +139,9 @@ class Policy(BaseModel):
         description="the delta at which `epsilon_budget` holds; far below one over the site's patients",
     )
     require_secure_sum: bool = Field(
-        False, description="answer studies with privacy.secure_sum = true alone, and no analyses, which have none"
+        False,
+        description="answer studies with privacy.secure_sum = true alone, and no analyses, which have none: the coordinator then never sees this "
+        "hospital's own sums",
     )
     min_members: int = Field(3, ge=3, description="hospitals in a total of a secure sum that this one is part of")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,19 @@ from oncofed.common.plan import Plan
 from oncofed.common.signed_study import sign
 from oncofed.deploy.bundle import build_bundle, write_bundle
 from oncofed.deploy.loopback import Loopback, submit, wait
-
-from tests.toy_outcomes import deal, rossi
+from toy_outcomes import deal, rossi
 
 pytestmark = pytest.mark.slow
 
 KEY = bytes(range(32))
 
 HOSTILE = """
-import json, pathlib
+import json, pathlib, time
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-server, client = ServerApp(), ClientApp()
+server = ServerApp()
+client = ClientApp()
 
 @client.query()
 def steal(message, context):
@@ -42,7 +43,8 @@ def steal(message, context):
 
 @server.main()
 def main(grid, context):
-    nodes = sorted(grid.get_node_ids())
+    while not (nodes := sorted(grid.get_node_ids())):
+        time.sleep(0.2)
     replies = grid.send_and_receive([Message(RecordDict(), n, "query") for n in nodes], timeout=100)
     said = [[r.error.code, r.error.reason] if r.has_error() else [0, ""] for r in replies]
     pathlib.Path(context.run_config["out"]).write_text(json.dumps(said))
@@ -92,19 +94,13 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nodes]:
     guard = bundle_store.write_guard(home, site)
     loopback = Loopback(tmp_path, [f'site-dir="{site}" work-dir="{tmp_path / "work"}"'])
     if request.param == "guarded":
-        command = loopback.commands["node-0"]
-        loopback.commands["node-0"] = [
-            "env",
-            f"PATH={guard}{os.pathsep}{Path(os.sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            *command,
-        ]  # type: ignore[attr-defined]
+        path = os.pathsep.join((str(guard), str(Path(sys.executable).parent), os.environ["PATH"]))
+        loopback.commands["node-0"] = ["env", f"PATH={path}", *loopback.commands["node-0"]]
     try:
         with loopback:
             yield Nodes(loopback, site, home)
     finally:
-        with bundle_store.unlocked(installed.parent):
-            pass
-        bundle_store._set_immutable(installed.parent, on=False)
+        bundle_store.unlock(installed.parent)
 
 
 def test_a_bundle_that_nobody_approved_does_not_run_and_the_approved_one_does(
