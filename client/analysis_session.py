@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
+from oncofed.client.admission import Admission
 from oncofed.client.data.cohort import fingerprint
 from oncofed.client.data.outcomes import Outcomes
 from oncofed.client.data.site import SiteFolder
@@ -51,18 +52,22 @@ class AnalysisSession:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> AnalysisSession:
-        """Read a request; raises `Refusal` on another protocol or a plan that is not valid here."""
+        """Read a request, whose form is checked; raises `Refusal` on a plan that is not valid here."""
         ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
         try:
             plan = Plan.from_json(str(ask["plan_json"]))
-        except (ValueError, KeyError) as error:
+        except RecursionError:
+            raise Refusal(
+                f"site {site.name}: the plan in the message is not valid here: it is nested too deep"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"site {site.name}: the plan in the message is not valid here: {error}") from None
         return cls(ask, wire.read_arrays(content), plan, site, work, resident, policy)
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy does not allow, and keep the plan's text beside the log that names its digest."""
-        door.admit_plan(kind, self.plan)
+        signature = str(self.ask.get("signature", ""))
+        Admission(self.site.name, self.policy, self.site.path, door.simulated).plan(kind, self.plan, signature)
         if self.plan.secure_sum:
             self._check_place()
             door.masks.append(lambda total: self._under_masks(total, forget=door.simulated))

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +321,10 @@ class SecureSums:
     def _series(self, series: str) -> Path:
         return self.work / FOLDER / "ended" / f"{series}.members"
 
+    def study_of(self, question: str) -> str:
+        """The study of an open sum; empty where none is open."""
+        return self._read(question).study if (self._place(question) / "state.json").exists() else ""
+
     def _write(self, state: State) -> None:
         self._place(state.question).mkdir(parents=True, exist_ok=True, mode=0o700)
         write_secret(self._place(state.question) / "state.json", json.dumps(dataclasses.asdict(state)).encode())
@@ -366,9 +371,8 @@ class SumSession:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> SumSession:
-        """Read an exchange; raises `Refusal` on another protocol or a question that is none."""
+        """Read an exchange, whose form is checked; raises `Refusal` on a question that is none."""
         ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
         question = str(ask.get("sum", ""))
         if not re.fullmatch("[0-9a-f]{64}", question):  # it names a folder
             raise Refusal(f"site {site.name}: {question[:40]!r} is no question's digest")
@@ -377,9 +381,12 @@ class SumSession:
     def admit(self, door: Door, kind: str) -> None:
         """Nothing: the policy has admitted the question."""
 
-    @property
+    @cached_property
     def stamp(self) -> wire.Config:
-        return {"sum": self.question}
+        """The question, and of which study it is, as long as the sum is open."""
+        stamp: wire.Config = {"sum": self.question}
+        study = self.sums.study_of(self.question)
+        return stamp | {"study": study} if study else stamp
 
     def share(self) -> Answer:
         return Answer(self.sums.share(self.question, self.ask))

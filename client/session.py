@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from oncofed.client.admission import Admission
 from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
@@ -74,12 +75,15 @@ class Session:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> Session:
-        """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
+        """Read a request, whose form is checked; raises `Refusal` on a study that is not valid here."""
         ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
         try:
             study = Study.from_json(str(ask["study_json"]))
-        except (ValueError, KeyError) as error:
+        except RecursionError:
+            raise Refusal(
+                f"site {site.name}: the study in the message is not valid here: it is nested too deep"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
         fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
         known = set(range(study.splits.count)) | ({ALL_PATIENTS} if study.splits.refit else set())
@@ -109,7 +113,8 @@ class Session:
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
-        door.admit(kind, self.study)
+        signature = str(self.ask.get("signature", ""))
+        Admission(self.site.name, self.policy, self.site.path, door.simulated).study(kind, self.study, signature)
         if self.study.privacy.on and kind not in (wire.HELLO, wire.STATISTICS, wire.TRAIN, wire.EVALUATE):
             raise Refusal(
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
@@ -176,7 +181,8 @@ class Session:
     @cached_property
     def _asked(self) -> str:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package", HASH, BASE))
+        unasked = ("study_json", "signature", "package", HASH, BASE)
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in unasked)
         sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
         return _digest([self._told, asked, sent])
 

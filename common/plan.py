@@ -83,6 +83,11 @@ class Plan(Section, allow_inf_nan=False):
         "",
         description="roster.json of the coordinator's folder: nodes that are no member's by it are left out; empty: any node",
     )
+    signature: str = Field(
+        "",
+        pattern="^([0-9a-f]{128})?$",
+        description="the coordinator's, of the plan (oncofed study sign); empty: unsigned",
+    )
     out: str = Field("analysis", description="folder for the report; the coordinator's own")
 
     @model_validator(mode="before")

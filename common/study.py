@@ -262,7 +262,8 @@ class Study(Section):
 
     @classmethod
     def from_json(cls, text: str) -> Study:
-        return cls.parse(json.loads(text), "study in the message")
+        """The inverse of `model_dump_json`; numbers that are none are refused: no bound would hold for them."""
+        return cls.parse(json.loads(text, parse_constant=_no_number), "study in the message")
 
     def changed(self, **dotted: Any) -> Study:
         """A validated copy with dotted keys replaced, written with `__` for the dot: `changed(training__rounds=3)`."""
@@ -275,6 +276,10 @@ class Study(Section):
         for key, value in _flatten(self.model_dump()):
             flat[key] = join_text(value) if isinstance(value, list | tuple) else value
         return flat
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 RUN_KEYS = ("study", "plan", "sites")

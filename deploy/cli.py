@@ -11,8 +11,8 @@ import typer
 from oncofed.deploy.cli_analyse import analyse_cli
 from oncofed.deploy.cli_consortium import consortium_cli
 from oncofed.deploy.cli_data import data_cli
+from oncofed.deploy.cli_policy import site_cli
 from oncofed.deploy.cli_server import server_cli
-from oncofed.deploy.cli_site import site_cli
 from oncofed.deploy.cli_study import study_cli
 from rich.console import Console
 from rich.logging import RichHandler

@@ -22,6 +22,43 @@ def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -
     out.print_json(Study.from_toml(file).model_dump_json())
 
 
+@study_cli.command("sign")
+def study_sign(
+    file: Annotated[Path, typer.Argument(help="study TOML file, or a plan's (with a top-level kind)")],
+    key: Annotated[Path, typer.Option(help="coordinator.key of the coordinator's folder")],
+) -> None:
+    """Sign a study or a plan: FILE.sig holds the signature, which travels with every question; a change of the text voids it."""
+    from oncofed.common import signing
+    from oncofed.common.files import write_text
+    from oncofed.common.signed_study import SUFFIX, read_file, sign
+
+    asked = read_file(file)
+    try:
+        private = bytes.fromhex(key.read_text().strip())
+        public = signing.public_of(private)
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{key} is no key of 64 hex digits; name the coordinator.key of oncofed consortium init"
+        ) from None
+    beside = file.with_name(file.name + SUFFIX)
+    write_text(beside, sign(asked, private) + "\n")
+    out.print(escape(f"'{asked.name}' signed by {public}: {beside}"), soft_wrap=True, highlight=False)
+
+
+@study_cli.command("bundle")
+def study_bundle(
+    target: Annotated[Path, typer.Option("--out", help="folder for the file")] = Path(),
+) -> None:
+    """Write the Flower bundle of this version of oncofed, to be sent to hospitals that approve code: no code and no study is in it."""
+    import hashlib
+
+    from oncofed.deploy.bundle import build_bundle
+
+    file = build_bundle(target)
+    out.print(escape(f"bundle:  {file}"), soft_wrap=True)
+    out.print(f"SHA-256: {hashlib.sha256(file.read_bytes()).hexdigest()}", highlight=False)
+
+
 @study_cli.command("start")
 def study_start(
     sites: Annotated[Path, typer.Argument(help="folder of public site folders: no private patient may be in them")],

@@ -6,6 +6,7 @@ The one module that touches Flower's private parts; `check_version` guards them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -20,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
+from oncofed.common.errors import Refusal
 from oncofed.deploy.bundle import write_bundle
 
 TESTED_FLOWER = "1.41"
@@ -220,3 +222,34 @@ def nodes_of(database: Path) -> list[Node]:
     return [
         Node(n % 2**64, bytes(key or b""), status, float(until or 0), at or "") for n, key, status, until, at in rows
     ]
+
+
+def guarded_clientapp(site: str) -> None:
+    """Flower's `flwr-clientapp` at a hospital that approves bundles: it runs the installed oncofed, whatever a bundle names, and that only for
+    a bundle whose SHA-256 stands among the approvals in the site's folder. No bundle is unpacked."""
+    check_version()
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as runtime
+    from oncofed.client.app import app
+    from oncofed.client.approval import RUNNING, Approvals
+
+    def check(fab_file: bytes, *_: object, **__: object) -> Path:
+        bundle = hashlib.sha256(fab_file).hexdigest()
+        Approvals(Path(site), Path(site).name).check_bundle(bundle)
+        os.environ[RUNNING] = bundle
+        return Path(site)
+
+    def no_dependencies(*_: object, **__: object) -> None:
+        raise Refusal("this node installs nothing at run time")
+
+    os.environ.pop(RUNNING, None)
+    runtime.install_from_fab = check  # type: ignore[assignment]
+    runtime.get_project_dir = lambda *_: Path(site)
+    runtime.install_app_dependencies = no_dependencies  # type: ignore[assignment]
+    runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: app
+    flwr_clientapp()
+
+
+def refuse_program(name: str) -> None:
+    """In place of a program of Flower's that a coordinator could have a node start."""
+    raise SystemExit(f"{name}: this node runs the ClientApp of oncofed and nothing else (oncofed site approve)")

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from oncofed.deploy.bundle import write_bundle
+from oncofed.deploy.bundle import run_options, write_bundle
 from oncofed.deploy.engine import QUIET, check_version
 from oncofed.deploy.processes import Child, flower_environment, free_port
 
@@ -34,8 +34,8 @@ def run_on_superlink(
 
 
 def submit(bundle: Path, connection: str = "", *, home: Path | None = None) -> str:
-    """Start a run of a bundle; returns its id. Without `home` the connections are those of the user's own Flower."""
-    return str(flwr(home, "run", bundle, *([connection] if connection else []))["run-id"])
+    """Start a run of a bundle, with the run config beside it; returns its id. Without `home` the connections are those of the user's own Flower."""
+    return str(flwr(home, "run", bundle, *([connection] if connection else []), *run_options(bundle))["run-id"])
 
 
 def wait(

@@ -22,6 +22,7 @@ from oncofed.common.plan import Plan
 from oncofed.common.progress import progress_bar
 from oncofed.common.saved import SavedModel
 from oncofed.common.sections import Panel
+from oncofed.common.signed_study import signature_beside, with_signature
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.classical import run_plan
@@ -47,15 +48,23 @@ def main(grid: Grid, context: Context) -> None:
     """Read the study from the run config (or the file that it names) and run it; or the plan of a classical analysis."""
     config = dict(context.run_config)
     if config.get("plan"):
-        run_plan(Plan.read(str(config["plan"])), grid)
+        run_plan(_signed(Plan.read(str(config["plan"])), str(config["plan"]), config), grid)
         return
     file = str(config.get("study", ""))
     if file:
         own = {key: config[key] for key in ("runtime.out", "runtime.resume") if config.get(key) != DEFAULTS[key]}
-        study = Study.from_toml(Path(file), own)
+        study = _signed(Study.from_toml(Path(file), own), file, config)
     else:
         study = Study.from_run_config(config)
     run_study(study, grid)
+
+
+def _signed(asked: Any, file: str, config: Mapping[str, Any]) -> Any:
+    """A study or a plan with the signature of the run config, or of the file beside it."""
+    given = str(config.get("runtime.signature", ""))
+    if not given and not file.lstrip().startswith("{"):
+        given = signature_beside(Path(file))
+    return with_signature(asked, given) if given else asked
 
 
 def run_study(study: Study, grid: Grid) -> dict[str, Any]:

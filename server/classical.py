@@ -62,7 +62,7 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
         except SiteLost as lost:
             log.warning("%s; the analysis begins anew without it", lost)
     result = {
-        "plan": plan.model_dump(mode="json", exclude={"out", "roster"}),
+        "plan": plan.model_dump(mode="json", exclude={"out", "roster", "signature"}),
         "package": wire.package_version(),
         "sites": sorted(questions.members),
         "left_out": roster.left_out,

@@ -16,6 +16,7 @@ from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.releases import promise_of
 from oncofed.common.privacy.sharing import sharing_of
+from oncofed.common.signed_study import OWN
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -164,8 +165,8 @@ class Inquiry:
 
 
 def greeting(study: Study) -> wire.Config:
-    """The study as a site needs it: without the coordinator's own paths."""
-    own = {"runtime": {"out", "keep_checkpoints"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
+    """The study as a site needs it, without the coordinator's own paths, and the signature over it."""
+    own = OWN | {"runtime": {"out", "keep_checkpoints", "roster", "signature"}}
     told = study.model_dump(mode="json", exclude=own)
     told["training"]["start"] = Path(study.training.start).name
-    return {"study_json": json.dumps(told)}
+    return {"study_json": json.dumps(told), "signature": study.runtime.signature}

@@ -42,11 +42,16 @@ class Questions:
 
     @property
     def hello(self) -> wire.Config:
-        return {"plan_json": self.plan_json, "step": "greeting"}
+        return {**self.signed, "step": "greeting"}
+
+    @property
+    def signed(self) -> wire.Config:
+        """The plan as a site needs it, and the signature over it."""
+        return {"plan_json": self.plan_json, "signature": self.plan.signature}
 
     @property
     def plan_json(self) -> str:
-        return self.plan.model_dump_json(exclude={"out", "roster"})
+        return self.plan.model_dump_json(exclude={"out", "roster", "signature"})
 
     def _levels(self, grouping: Grouping) -> list[str]:
         if grouping.levels:
@@ -82,7 +87,7 @@ class Questions:
     def answers(self, step: str, arrays: Sum | None, some: set[str], more: wire.Config) -> list[Answer]:
         """Good answers of some sites, or of all where none are named, to the question that `asked` counts."""
         lines = [f"{column}\t{level}" for column, levels in self.levels.items() for level in levels]
-        config: wire.Config = {"plan_json": self.plan_json, "step": step, "levels": lines, "round": self.asked}
+        config: wire.Config = {**self.signed, "step": step, "levels": lines, "round": self.asked}
         concerns = (lambda site: site in some) if some else (lambda site: True)
         answers = []
         for answer in self.roster.ask(wire.ANALYSE, config | more, arrays, round_=self.asked, concerns=concerns):
