@@ -21,6 +21,7 @@ from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
+from oncofed.client.folds import in_site_folds, split_names
 from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity, Pins
 from oncofed.client.policy import Policy
@@ -44,7 +45,7 @@ from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
 from oncofed.common.privacy.sharing import SHARED_BITS, sharing_of
 from oncofed.common.scaling import Scaling
-from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation
+from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
@@ -385,30 +386,3 @@ class Session:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def in_site_folds(cohort: Cohort, study: Study, site: str) -> Cohort:
-    """The cohort with its folds, or, where whole sites are held out, with the site's number for all its patients."""
-    sites = study.splits.held_out_sites
-    if not sites:
-        return cohort
-    fold = sites.index(site) if site in sites else NEVER
-    return dataclasses.replace(cohort, fold=np.full(len(cohort), fold))
-
-
-def split_names(cohort: Cohort, study: Study, fold: int, site: str) -> np.ndarray:
-    """`train`, `validation` or `test` for each patient of a site's cohort in a fold."""
-    names = np.where(cohort.fold == fold, "test", "train").astype("<U10")
-    rows = np.flatnonzero(names == "train")
-    c = cohort
-    aside = choose_validation(
-        c.patient[rows],
-        c.cancer[rows],
-        c.event[rows],
-        share=study.splits.validation,
-        seed=study.seed,
-        fold=fold,
-        site=site,
-    )
-    names[rows[aside]] = "validation"
-    return names
