@@ -58,18 +58,20 @@ class Identity:
 @dataclass(frozen=True)
 class Pins:
     """What this site knows of the others: in `folder` the coordinator's signed roster, else the hospital's own; else what it saw
-    first, below `work`."""
+    first, below `work`. `own` has the hospital's own roster hold beside the coordinator's."""
 
     folder: Path
     work: Path
     site: str
+    own: bool = False
 
     def want_agreement(self) -> None:
-        """Refuse to go by first sight: for noise that is shared with the members, whom a server could else have made up."""
+        """Refuse to go by first sight, or by the coordinator's word alone: for noise that is shared with the members, whom either could have made up."""
         if not (self.folder / ROSTER).exists():
             raise Refusal(
                 f"site {self.site}: noise is shared with members whom the hospital knows, and it has no {ROSTER}; a server could be all the "
-                "others. Put the members' names and identities there, or have the study set privacy.noise = 'own'"
+                "others, with a coordinator who signs for them. Put names and identities there as the hospitals themselves tell them, or have "
+                "the study set privacy.noise = 'own'"
             )
 
     def check(self, identities: Mapping[str, bytes]) -> None:
@@ -78,9 +80,8 @@ class Pins:
         if signed is not None:
             for name, identity in sorted(identities.items()):
                 self._active(name, identity, signed)
-            return
         roster = self.folder / ROSTER
-        if roster.exists():
+        if roster.exists() and (signed is None or self.own):
             known = self._read_roster(roster)
             for name, identity in sorted(identities.items()):
                 if name not in known:
@@ -88,6 +89,8 @@ class Pins:
                         f"site {self.site}: '{name}' is not in its {ROSTER}; if it is a member, its line must be added there"
                     )
                 self._same(name, identity, known[name], ROSTER)
+            return
+        if signed is not None:
             return
         if pinned_coordinator(self.folder):  # who enrolled expects more than first sight
             raise Refusal(

@@ -188,7 +188,9 @@ class SecureSums:
                 )
         if len({m.mask for m in members.values()} | {m.channel for m in members.values()}) != 2 * len(members):
             raise Refusal(f"site {self.site}: two members of the sum have one key")
-        Pins(self.folder, self.work, self.site).check({name: m.identity for name, m in members.items()})
+        Pins(self.folder, self.work, self.site, own=state.colluding > 0).check(
+            {name: m.identity for name, m in members.items()}
+        )
         try:
             SumCoding(state.bits, state.form).check_reach(state.peaks, len(members), f"site {self.site}")
         except ValueError as error:

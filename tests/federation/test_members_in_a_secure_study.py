@@ -19,10 +19,16 @@ from oncofed.deploy.consortium.members import admit, revoke, rotate_member
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.server.app import run_study
 from oncofed.server.roster import NotEnoughSites
-from test_private_study import Hospitals
+from test_private_study import PRIVATE, Hospitals
 from toy_consortium import write_settings
 
 Make = Callable[..., Study]
+SHARED: dict[str, Any] = PRIVATE | {
+    "training__local_steps": 1,
+    "privacy__secure_sum": True,
+    "privacy__noise": "shared",
+    "privacy__sharing_sites": 4,
+}
 
 
 class Members(Hospitals):
@@ -153,6 +159,32 @@ def test_the_hospitals_own_roster_is_a_fall_back(members: Members, secure: Study
         (folder / "roster.json").unlink()
         (folder / "members.toml").write_text(lines)
     assert members.run(secure)["left_out"] == []
+
+
+def test_shared_noise_wants_the_hospitals_own_word_beside_the_coordinators(members: Members, small_study: Make) -> None:
+    """A coordinator signs the roster and may run the server: what hospitals know of each other holds as well."""
+    study = small_study(**SHARED, training__rounds=1)
+    lines = {n: (w / "identity.pub").read_text().strip() for n, w in zip(members.names, members.works, strict=True)}
+
+    def write(known: dict[str, str]) -> None:
+        for folder in members.folders:
+            (folder / "policy.toml").write_text("shared_noise = true\nepsilon_budget = 100.0\n")
+            (folder / "members.toml").write_text("".join(f'"{n}" = "{key}"\n' for n, key in known.items()))
+
+    write(lines)
+    for folder in members.folders:
+        (folder / "members.toml").unlink()
+    with pytest.raises(NotEnoughSites, match=r"it has no members\.toml"):
+        members.run(study)
+    write(lines | {"Dublin": lines["Aachen"]})
+    with pytest.raises(NotEnoughSites, match=r"'Dublin' has the identity .*, members\.toml says"):
+        members.run(study.changed(name="invented"))
+    write(lines)
+    assert members.run(study.changed(name="known"))["left_out"] == []
+    revoke(members.folder, "Bergen")
+    members.hand_out()
+    with pytest.raises(NotEnoughSites, match="'Bergen' is revoked by roster"):
+        members.run(study.changed(name="revoked"))
 
 
 def test_a_server_that_asks_for_members_wants_nodes_with_keys(

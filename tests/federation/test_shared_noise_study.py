@@ -209,7 +209,9 @@ def test_a_hospital_shares_noise_only_where_it_allows_it(consortium: Path, tmp_p
 
 def test_nor_with_members_whom_nobody_knows(consortium: Path, tmp_path: Path, small_study: Make) -> None:
     hospitals = Hospitals(consortium, tmp_path / "h", ALLOWED)
-    with pytest.raises(NotEnoughSites, match=r"it has no members\.toml; a server could be all the others"):
+    with pytest.raises(
+        NotEnoughSites, match=r"it has no members\.toml; a server could be all the others, with a coordinator who signs"
+    ):
         hospitals.run(small_study(**SHARED))
     assert hospitals.ledger().spent() == 0.0
     assert members(hospitals).run(small_study(**SHARED))["left_out"] == []
