@@ -207,8 +207,11 @@ def guarded_clientapp(site: str) -> None:
     def check(fab_file: bytes, *_: object, **__: object) -> Path:
         from oncofed.client.approval import RUNNING, Approvals
 
-        bundle = hashlib.sha256(fab_file).hexdigest()
-        Approvals(Path(site), Path(site).name).check_bundle(bundle)
+        bundle, name = hashlib.sha256(fab_file).hexdigest(), Path(site).name
+        try:
+            Approvals(Path(site), name).check_bundle(bundle)
+        except OSError as error:  # whose text names paths
+            raise Refusal(f"site {name}: its approvals cannot be read ({type(error).__name__})") from None
         os.environ[RUNNING] = bundle
         return Path(site)
 
