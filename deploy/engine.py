@@ -230,23 +230,31 @@ def guarded_clientapp(site: str) -> None:
     check_version()
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp as runtime
-    from oncofed.client.app import app
-    from oncofed.client.approval import RUNNING, Approvals
 
+    # oncofed is imported once the process has reported to its SuperNode, which gives up on one that is slow to begin
     def check(fab_file: bytes, *_: object, **__: object) -> Path:
-        bundle = hashlib.sha256(fab_file).hexdigest()
-        Approvals(Path(site), Path(site).name).check_bundle(bundle)
+        from oncofed.client.approval import RUNNING, Approvals
+
+        bundle, name = hashlib.sha256(fab_file).hexdigest(), Path(site).name
+        try:
+            Approvals(Path(site), name).check_bundle(bundle)
+        except OSError as error:  # whose text names paths
+            raise Refusal(f"site {name}: its approvals cannot be read ({type(error).__name__})") from None
         os.environ[RUNNING] = bundle
         return Path(site)
+
+    def load(*_: object) -> ClientApp:
+        from oncofed.client.app import app
+
+        return app
 
     def no_dependencies(*_: object, **__: object) -> None:
         raise Refusal("this node installs nothing at run time")
 
-    os.environ.pop(RUNNING, None)
     runtime.install_from_fab = check  # type: ignore[assignment]
     runtime.get_project_dir = lambda *_: Path(site)
     runtime.install_app_dependencies = no_dependencies  # type: ignore[assignment]
-    runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: app
+    runtime.get_load_client_app_fn = lambda *_, **__: load
     flwr_clientapp()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nodes]:
     content = build_bundle(tmp_path / "sent").read_bytes()
     Approvals(site, "Site 0").write([Package.installed(), bundle_store.read_bundle(content)], "Dr. Ada Lovelace")
     installed = bundle_store.install(content, home)
+    # at the coordinator too, where the bundle that leads astray would leave an empty folder of its name
+    shutil.copytree(installed, tmp_path / "home-link" / "apps" / installed.name)
     guard = bundle_store.write_guard(home, site)
     loopback = Loopback(tmp_path, [f'site-dir="{site}" work-dir="{tmp_path / "work"}"'])
     if request.param == "guarded":
