@@ -224,7 +224,7 @@ class SignedRoster(Section):
             raise ValueError(f"{file} is not there; ask the coordinator for the roster") from None
         except ValidationError as error:
             raise ValueError(f"{file}: {told(error)}; ask the coordinator for the roster again") from None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise ValueError(
                 f"{file} is no roster ({type(error).__name__}); ask the coordinator for it again"
             ) from None

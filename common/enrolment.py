@@ -27,6 +27,9 @@ from pydantic import Field, ValidationError, field_validator
 
 KIT_FILE, CA_FILE = "kit.toml", "ca.crt"
 TOKEN_BYTES = 32
+VERSION = r"^[0-9A-Za-z.+ -]{1,40}$"
+"""It is printed at the other party's terminal."""
+
 LARGEST = 100_000
 """Bytes of an enrolment file, far beyond any."""
 
@@ -43,7 +46,7 @@ class Kit(Section):
     token: str
     new_keys: bool = False
     """The hospital makes new keys even if it has some: its old ones are lost or known to others."""
-    version: str
+    version: str = Field(pattern=VERSION)
     """Of oncofed, at the coordinator."""
     files: dict[str, str]
     """SHA-256 of every other file of the kit, by name."""
@@ -126,7 +129,7 @@ class Enrolment(Section):
     name: str
     identity: str
     node_key: str
-    version: str
+    version: str = Field(pattern=VERSION)
     proof: str = ""
     signature: str = ""
     """By the identity."""
@@ -214,7 +217,7 @@ class Enrolment(Section):
             raise ValueError(f"{file} is not there; name the enrolment-NAME.json that the hospital sent") from None
         except ValidationError as error:
             raise ValueError(f"{file}: {told(error)}; ask the hospital for its enrolment again") from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise ValueError(f"{file} is no enrolment; name the enrolment-NAME.json that the hospital sent") from None
         enrolment.check_signatures()
         return enrolment

@@ -47,7 +47,12 @@ class Folder:
 
     @property
     def settings(self) -> ConsortiumFile:
-        return ConsortiumFile.read(self.path / SETTINGS)
+        settings, name = ConsortiumFile.read(self.path / SETTINGS), self.roster.consortium
+        if settings.name != name:
+            raise ValueError(
+                f'{self.path / SETTINGS} says name = "{settings.name}", the roster is of "{name}"; a consortium keeps its name'
+            )
+        return settings
 
     @property
     def authority(self) -> Pair:

@@ -244,7 +244,7 @@ def test_an_altered_enrolment_is_refused(toy: Toy, tmp_path: Path, key: str, mes
     assert everything(toy.folder.path) == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": "../x"}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "../x"}', "\xff", "[" * 90_000])
 def test_what_is_no_enrolment_is_named(toy: Toy, tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"bad.json"):
@@ -448,6 +448,21 @@ def test_the_server_certificate_is_renewed_for_the_address_in_the_settings(toy: 
     assert changed == {"server.key", "server.crt", "consortium.toml"}
     assert b"PRIVATE" in after["server.key"]
     assert stat.S_IMODE((folder / "server.key").stat().st_mode) == 0o600
+
+
+def test_a_consortium_keeps_its_name(toy: Toy) -> None:
+    file = toy.folder.path / "consortium.toml"
+    file.write_text(file.read_text().replace("Rare Sarcoma", "Glioma"))
+    for change in (lambda: rotate_member(toy.folder, "Aachen"), lambda: rotate_server(toy.folder)):
+        before = everything(toy.folder.path)
+        with pytest.raises(ValueError, match='says name = "Glioma", the roster is of "Rare Sarcoma"'):
+            change()
+        assert everything(toy.folder.path) == before
+
+
+def test_what_a_hospital_says_of_itself_is_no_control_text(toy: Toy) -> None:
+    with pytest.raises(ValueError, match="version"):
+        Enrolment.model_validate(toy.enrol("Aachen").enrolment.model_dump() | {"version": "\x1b[2J"})
 
 
 def test_hospitals_follow_a_coordinator_to_a_new_key(toy: Toy) -> None:

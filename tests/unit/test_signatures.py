@@ -118,6 +118,7 @@ def test_an_altered_roster_is_refused(tmp_path: Path, change: Any) -> None:
     [
         ("{", "is no roster"),
         ("[]", "is no roster"),
+        ("[" * 90_000, "is no roster"),
         ('{"roster": {}}', "is no roster"),
         ('{"roster": {"consortium": "S"}, "signature": ""}', "serial: Field required"),
     ],
