@@ -134,7 +134,7 @@ def test_a_study_runs_through_the_edge(consortium_at_work: Consortium, tmp_path:
         runtime__out=str(out),
     )
     run = submit(write_bundle(tmp_path / "bundle", study.run_config()), home=here.server.flower_home)
-    wait(run, home=here.server.flower_home, timeout_s=400, logs=here.server.state / "logs")
+    wait(run, home=here.server.flower_home, timeout_s=900, logs=here.server.state / "logs")
     results = json.loads((out / "results.json").read_text())
     assert results["sites"] == sorted(here.sites)
     assert [p["took_part"] for p in results["folds"][0]["curve"]] == [sorted(here.sites)]
