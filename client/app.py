@@ -25,8 +25,8 @@ from oncofed.client.release import Answer, Answered, Door, refusal
 from oncofed.client.release_log import FILE as LOG
 from oncofed.client.release_log import ReleaseLog
 from oncofed.client.resident import Resident
-from oncofed.client.secure_sum import SumSession
 from oncofed.client.session import Session
+from oncofed.client.sum_session import SumSession
 from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
 from oncofed.common.errors import Refusal

@@ -10,19 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from flwr.app import RecordDict
-from oncofed.client.data.site import SiteFolder
 from oncofed.client.members import Identity, Pins
-from oncofed.client.policy import Policy
-from oncofed.client.release import Answer, Door
-from oncofed.client.resident import Resident
 from oncofed.common import masks, shamir, wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
@@ -141,8 +134,8 @@ class SecureSums:
         """Hold every member's keys against signature and pin; share the site's two secrets among all, sealed for each."""
         state = self._read(question)
         names, parts = (
-            _texts(ask, "members"),
-            [_texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")],
+            texts(ask, "members"),
+            [texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")],
         )
         if names != sorted(set(names)) or any(len(p) != len(names) for p in parts):
             raise Refusal(
@@ -219,7 +212,7 @@ class SecureSums:
     def masked(self, question: str, ask: wire.Config) -> dict[str, np.ndarray]:
         """The integers under the site's own mask and one with each member that has shared, uint64 by name."""
         state = self._read(question)
-        sharers, sealed = _texts(ask, "sharers"), _texts(ask, "sealed")
+        sharers, sealed = texts(ask, "sharers"), texts(ask, "sealed")
         others = [name for name in sharers if name != self.site]
         if not state.seed:
             raise Refusal(f"site {self.site}: its secrets of this sum are not shared yet")
@@ -263,7 +256,7 @@ class SecureSums:
 
     def unmask(self, question: str, ask: wire.Config) -> wire.Config:
         """Shares of the own mask of those whose sums came, and of the pair masks of those whose did not: once for a question."""
-        came, lost = _texts(ask, "came"), _texts(ask, "lost")
+        came, lost = texts(ask, "came"), texts(ask, "lost")
         ended = self._ended(question)
         before = json.loads(ended.read_text()) if ended.exists() else None
         if before is not None and before["came"] != came:
@@ -353,49 +346,9 @@ class SecureSums:
             )
 
 
-def _texts(ask: wire.Config, key: str) -> list[str]:
+def texts(ask: wire.Config, key: str) -> list[str]:
     """A list of text in a message; an empty one travels as any empty list."""
     value = ask.get(key)
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise Refusal(f"the message's {key} must be a list of text")
     return [str(v) for v in value]
-
-
-@dataclass(frozen=True)
-class SumSession:
-    """One later exchange of a secure sum at a site; the question itself was a session of its own, and passed the policy."""
-
-    ask: wire.Config
-    sums: SecureSums
-    question: str
-
-    @classmethod
-    def of(
-        cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
-    ) -> SumSession:
-        """Read an exchange, whose form is checked; raises `Refusal` on a question that is none."""
-        ask = wire.read_config(content, "ask")
-        question = str(ask.get("sum", ""))
-        if not re.fullmatch("[0-9a-f]{64}", question):  # it names a folder
-            raise Refusal(f"site {site.name}: {question[:40]!r} is no question's digest")
-        return cls(ask, SecureSums(work, site.path, site.name, policy.min_members), question)
-
-    def admit(self, door: Door, kind: str) -> None:
-        """Nothing: the policy has admitted the question."""
-
-    @cached_property
-    def stamp(self) -> wire.Config:
-        """The question, and of which study it is, as long as the sum is open."""
-        stamp: wire.Config = {"sum": self.question}
-        study = self.sums.study_of(self.question)
-        return stamp | {"study": study} if study else stamp
-
-    def share(self) -> Answer:
-        return Answer(self.sums.share(self.question, self.ask))
-
-    def masked(self) -> Answer:
-        return Answer({}, self.sums.masked(self.question, self.ask))
-
-    def unmask(self) -> Answer:
-        # the hospital's log shows of whom the total is
-        return Answer(self.sums.unmask(self.question, self.ask) | {"members": _texts(self.ask, "came")})
