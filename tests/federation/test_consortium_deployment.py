@@ -245,6 +245,7 @@ def test_all_of_it_ends(consortium_at_work: Consortium) -> None:
     processes = [s["process"] for n in here.sites for s in here.node(n).services.values() if s["process"]]
     processes += [s["process"] for s in Running.read(here.server.status_file("server")).services.values()]
     assert here.run("server", "stop", here.folder.path).returncode == 0
+    here.started["server"].wait(20)  # it tells of its end before it has ended
     here.stop_all()
     assert {name: p.returncode for name, p in here.started.items()} == dict.fromkeys(here.started, 0)
     assert [p for p in processes if Path(f"/proc/{p}").exists()] == []
