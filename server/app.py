@@ -29,6 +29,7 @@ from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.journal import JOURNAL, Journal
 from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.privacy import statement
@@ -59,12 +60,16 @@ def main(grid: Grid, context: Context) -> None:
 
 def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     """Run all folds of a study; writes `results.json` and a model a fold below `runtime.out`, and returns the results."""
-    with opened(study) as out:
-        return _run_study(study, grid, out)
+    with opened(study) as out, Journal.opened(out / JOURNAL) as journal:
+        try:
+            return _run_study(study, grid, out, journal)
+        except BaseException as error:  # also when it is stopped
+            journal.failure(error)
+            raise
 
 
-def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
-    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+def _run_study(study: Study, grid: Grid, out: Path, journal: Journal) -> dict[str, Any]:
+    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s, journal=journal)
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
         study = study.changed(splits__held_out_sites=roster.sites)
@@ -92,8 +97,17 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     def keep() -> None:
         write_text(out / RESULTS, json.dumps(results, indent=1), durable=True)
 
+    rounds = sum(study.steps(phase).rounds for phase in study.phases)
+    journal.write(
+        "started",
+        study=study.name,
+        package=wire.package_version(),
+        folds=folds,
+        rounds=rounds,
+        resume=study.runtime.resume,
+        sites=roster.sites,
+    )
     with progress_bar() as progress:
-        rounds = sum(study.steps(phase).rounds for phase in study.phases)
         bar = progress.add_task("federation", total=len(folds) * rounds)
 
         def advance(news: str) -> None:
@@ -118,6 +132,7 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
         results |= interpret(out, folds, sets)
     results["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     keep()
+    journal.write("finished")
     return results
 
 
