@@ -41,7 +41,7 @@ def run_on_superlink(
 
 def submit(bundle: Path, connection: str = "", *, home: Path | None = None) -> str:
     """Start a run of a bundle; returns its id. Without `home` the connections are those of the user's own Flower."""
-    return str(_flwr(home, "run", bundle, *([connection] if connection else []))["run-id"])
+    return str(flwr(home, "run", bundle, *([connection] if connection else []))["run-id"])
 
 
 def wait(
@@ -53,11 +53,11 @@ def wait(
     while True:
         # `flwr run --stream` exits with 0 even when the run failed: only the listing tells.
         asked = time.monotonic()
-        state = _flwr(home, "list", *where, "--run-id", run)["runs"][0]
+        state = flwr(home, "list", *where, "--run-id", run)["runs"][0]
         if state["status"].startswith("finished"):
             break
         if time.monotonic() > deadline:
-            _flwr(home, "stop", run, *where)
+            flwr(home, "stop", run, *where)
             raise TimeoutError(f"the run did not finish within {timeout_s:g} s; {hint}")
         time.sleep(max(1.0, 2 * (time.monotonic() - asked)))  # the command takes a second of a core that sites need
     if state["status"] != "finished:completed":
@@ -165,13 +165,15 @@ def _end_with_parent() -> None:
     _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
+def flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
+    """What a command of Flower answers in JSON; raises `RuntimeError` with its reason where it fails."""
     command = [str(Path(sys.executable).parent / "flwr"), *map(str, arguments), "--format", "json"]
     environment = _environment(home) if home else os.environ | QUIET
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     answer = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     if not answer.get("success"):
-        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {done.stdout[-800:]} {done.stderr[-800:]}")
+        told = str(answer.get("error-message", "")) or f"{done.stdout[-800:]} {done.stderr[-800:]}"
+        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {' '.join(told.split())}")
     return answer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,8 @@ LeftOut = tuple[float, str, str, int, str]
 
 RECENT = 10
 """Rounds whose median says how long the next ones take."""
+HEAD = 64
+"""Bytes of a journal's first line by which it is known: its time is among them."""
 KEPT = 50
 """Reasons for being left out that a state holds."""
 
@@ -232,17 +233,17 @@ class Follower:
         self.out = out
         self._begin()
 
-    def _begin(self) -> None:
-        self.journaled, self.file, self.read = Journaled(), 0, 0
+    def _begin(self, head: bytes = b"") -> None:
+        self.journaled, self.head, self.read = Journaled(), head, 0
 
     def state(self) -> RunState:
         """The state now; raises `ValueError` where the folder holds no run."""
         try:
             with (self.out / JOURNAL).open("rb") as file:
-                about = os.fstat(file.fileno())
-                if about.st_ino != self.file or about.st_size < self.read:  # another run has begun here
-                    self._begin()
-                    self.file = about.st_ino
+                head = file.read(HEAD)
+                if not head.startswith(self.head):  # another run has begun here
+                    self._begin(head)
+                self.head = head
                 file.seek(self.read)
                 *lines, _ = file.read().split(b"\n")
                 for line in lines:
