@@ -19,8 +19,8 @@ from typing import Any
 
 log = logging.getLogger("oncofed.server")
 
-JOURNAL = "journal.jsonl"
-"""The file in a run's folder."""
+JOURNAL, STUDY = "journal.jsonl", "study.toml"
+"""Files in a run's folder: this one, and the study that it runs."""
 LONGEST = 1000
 """Characters of a reason: a site words it, `results.json` has it whole."""
 
