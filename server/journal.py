@@ -58,7 +58,8 @@ class Journal:
 
     def failure(self, error: BaseException) -> None:
         """The run ends here, and why."""
-        self.write("failed", reason=str(error) or type(error).__name__)
+        told = str(error) or type(error).__name__
+        self.write("failed", reason=told if isinstance(error, Exception) else "the server's process was told to end")
 
     def _put(self, line: bytes) -> None:
         assert self.file is not None
