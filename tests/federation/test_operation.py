@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +87,7 @@ def write(file: Path, **keys: Any) -> Path:
 
 
 def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
-    out, file = Path("results"), write(home / "study.toml", training__rounds=6)  # a relative folder: of the shell
+    out, file = Path("results"), write(home / "study.toml", training__rounds=4)  # a relative folder: of the shell
     code, text = call("study", "run", file, "--out", out)
     run = FlowerRun.read(out)
     assert run is not None
@@ -94,12 +97,12 @@ def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
         call("study", "run", file, "--out", out)
     until(lambda: done(out) >= 1)
     code, text = call("study", "status", out)
-    assert (code, f"run {run.run} on 'here': running" in text, "of 6 rounds" in text) == (0, True, True)
+    assert (code, f"run {run.run} on 'here': running" in text, "of 4 rounds" in text) == (0, True, True)
     code, text = call("study", "stop", out)
     assert (code, "finished:stopped" in text) == (0, True)
     assert f"oncofed study resume {out} --superlink here" in text
     left = done(out)
-    assert 1 <= left < 6
+    assert 1 <= left < 4
     code, text = call("study", "status", out)
     assert (code, "finished:stopped" in text, "failed" in text) == (0, True, True)
     assert call("study", "watch", out)[0] == 1  # it ends: the run has
@@ -108,12 +111,12 @@ def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
     assert again is not None
     assert (code, again.run != run.run, again.earlier) == (0, True, (run.run,))
     state = RunState.of(out)
-    assert (state.status, state.rounds_done, [r.round for r in state.rounds]) == ("finished", 6, [1, 2, 3, 4, 5, 6])
+    assert (state.status, state.rounds_done, [r.round for r in state.rounds]) == ("finished", 4, [1, 2, 3, 4])
     assert [s.left_out for s in state.sites] == [0, 0]
     events = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     assert [e["resume"] for e in events if e["event"] == "started"] == [False, True]
     code, text = call("study", "status", out)
-    assert (code, "finished:completed" in text, "6 of 6 rounds" in text) == (0, True, True)
+    assert (code, "finished:completed" in text, "4 of 4 rounds" in text) == (0, True, True)
 
 
 def test_a_run_that_is_followed_says_how_it_ended(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,3 +153,13 @@ def test_flower_s_reason_is_shown(home: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="connection 'nowhere' not found in the Flower configuration"):
         call("study", "run", file, "--out", home / "out", "--superlink", "nowhere")
     assert not (home / "out" / FILE).exists()
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "operate.md"
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", block]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 of 3 rounds") == 2
