@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from oncofed.deploy.cli_operate import add_operation
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: check a study, and read what it found.")
+add_operation(study_cli)
 out = Console()
 
 
@@ -143,7 +145,8 @@ def study_resume(
 ) -> None:
     """Go on after a crash where the last checkpoint is: the weights become those of a run that nothing interrupted."""
     from oncofed.deploy.comparison.present import print_tables
-    from oncofed.deploy.loopback import submit, wait
+    from oncofed.deploy.loopback import wait
+    from oncofed.deploy.operate.control import submitted
     from oncofed.deploy.resume import bundle_of, configured, flwr_command, interrupted, resume_simulation
     from oncofed.deploy.started import Started
 
@@ -165,9 +168,9 @@ def study_resume(
     if not connection:
         out.print("Flower's configuration names no SuperLink: run this where it does, or name one with --superlink")
         return
-    run = submit(bundle, connection)
-    out.print(f"run {run} on '{escape(connection)}'", soft_wrap=True)
-    wait(run, connection)
+    run = submitted(study, connection)
+    out.print(f"run {run.run} on '{escape(connection)}'", soft_wrap=True)
+    wait(run.run, connection)
     out.print("finished")
 
 

@@ -130,7 +130,8 @@ def flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     answer = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     if not answer.get("success"):
-        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {done.stdout[-800:]} {done.stderr[-800:]}")
+        told = str(answer.get("error-message", "")) or f"{done.stdout[-800:]} {done.stderr[-800:]}"
+        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {' '.join(told.split())}")
     return answer
 
 

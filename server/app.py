@@ -30,6 +30,7 @@ from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.journal import JOURNAL, Journal
 from oncofed.server.membership import Membership
 from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
@@ -69,12 +70,16 @@ def _signed(asked: Any, file: str, config: Mapping[str, Any]) -> Any:
 
 def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     """Run all folds of a study; writes `results.json` and a model a fold below `runtime.out`, and returns the results."""
-    with opened(study) as out:
-        return _run_study(study, grid, out)
+    with opened(study) as out, Journal.opened(out / JOURNAL) as journal:
+        try:
+            return _run_study(study, grid, out, journal)
+        except BaseException as error:  # also when it is stopped
+            journal.failure(error)
+            raise
 
 
-def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
-    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+def _run_study(study: Study, grid: Grid, out: Path, journal: Journal) -> dict[str, Any]:
+    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s, journal=journal)
     if study.runtime.roster:
         roster.membership = Membership.of(study.runtime.roster)
     roster.gather(study.aggregation.min_sites, greeting(study))
@@ -104,8 +109,17 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     def keep() -> None:
         write_text(out / RESULTS, json.dumps(results, indent=1), durable=True)
 
+    rounds = sum(study.steps(phase).rounds for phase in study.phases)
+    journal.write(
+        "started",
+        study=study.name,
+        package=wire.package_version(),
+        folds=folds,
+        rounds=rounds,
+        resume=study.runtime.resume,
+        sites=roster.sites,
+    )
     with progress_bar() as progress:
-        rounds = sum(study.steps(phase).rounds for phase in study.phases)
         bar = progress.add_task("federation", total=len(folds) * rounds)
 
         def advance(news: str) -> None:
@@ -130,6 +144,7 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
         results |= interpret(out, folds, sets)
     results["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     keep()
+    journal.write("finished")
     return results
 
 

@@ -29,7 +29,7 @@ from oncofed.server.explanation import PUBLIC_RISKS, Explanation, public_explana
 from oncofed.server.inquiry import Inquiry
 from oncofed.server.noise import change_of_gradients, noise_of_the_server
 from oncofed.server.roster import NotEnoughSites, Roster
-from oncofed.server.rounds import Rounds, headline
+from oncofed.server.rounds import Rounds, headline, headline_of
 from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
 
@@ -107,6 +107,8 @@ class FoldRun:
         if self.study.analysis.cross_site and self.fold != ALL_PATIENTS:
             crossed = CrossSite(rounds, lambda alone: self._train(alone, frame, baseline, lambda _: None, None)[0])
             result["cross_site"] = crossed.run()
+        test = headline_of(rounds.curve[rounds.kept - 1], "test") if rounds.curve else None
+        self.roster.journal.write("fold", fold=self.fold, seconds=round(time.perf_counter() - begin, 3), test=test)
         return result
 
     def _train(

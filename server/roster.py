@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
+from oncofed.server.journal import Journal
 from oncofed.server.membership import Membership
 
 log = logging.getLogger("oncofed.server")
@@ -95,6 +96,9 @@ class Roster:
     """What `sent` would be with every question in full, as it is, once to each site."""
     holds: dict[str, str] = field(default_factory=dict)
     """The hash of the weights that each site holds, as far as its answers tell (server/broadcast.py)."""
+    journal: Journal = field(default_factory=Journal)
+    met: set[str] = field(default_factory=set)
+    """Sites that have greeted, whether or not they are still there."""
 
     def name(self, node: int) -> str:
         return str(self.hellos[node]["site"]) if node in self.hellos else f"node {node}"
@@ -178,9 +182,13 @@ class Roster:
             Message(c, n, kind, ttl=self.timeout_s + GRACE_S, group_id=str(round_))
             for c, n in zip(contents, nodes, strict=True)
         ]
-        self.sent += sum(_size(c) for c in contents)
+        size = sum(_size(c) for c in contents)
+        self.sent += size
         self.plain += 0 if again else len(messages) * sum(value.nbytes for value in (arrays or {}).values())
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        asked, about = time.monotonic(), {"kind": kind, "round": round_}
+        about |= {"fold": config.get("fold"), "phase": config.get("phase", "")}
+        self.journal.write("question", **about, sites=len(messages), bytes=size)
         del messages, contents, written
         # Idle time only: neither the server's own work nor a site in this process counts against the others.
         waited = 0.0
@@ -195,6 +203,7 @@ class Roster:
                 del reply  # the next reply is fetched while this name still holds the last
                 if answer is not None:
                     self.received += answer.bytes
+                    self._heard(answer, time.monotonic() - asked, **about)
                     yield answer
                     del answer
             if by_id and quiet:
@@ -230,11 +239,15 @@ class Roster:
         """Log, and keep for the report, that a site was left out and why."""
         log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
+        self.journal.write("left_out", site=site, kind=kind, round=round_, reason=reason)
+
+    def _heard(self, answer: Answer, seconds: float, **about: object) -> None:
+        self.journal.write("answer", site=answer.site, **about, seconds=round(seconds, 3), bytes=answer.bytes)
 
     def _greet(self, nodes: list[int], request: wire.Config, patience_s: float | None = None) -> None:
         messages = [Message(wire.request(request), n, self.greeting, ttl=self.timeout_s) for n in nodes]
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        waited = 0.0
+        asked, waited = time.monotonic(), 0.0
         patience_s = min(self.wait_s, self.timeout_s, patience_s or self.wait_s)
         while by_id and waited < patience_s:
             begin, quiet = time.monotonic(), True
@@ -259,6 +272,10 @@ class Roster:
                     self._refuse(node, reason)
                     continue
                 self.hellos[node] = answer.config
+                self._heard(answer, time.monotonic() - asked, kind=self.greeting, fold=None, phase="", round=0)
+                if answer.site in self.met:
+                    self.journal.write("back", site=answer.site)
+                self.met.add(answer.site)
             if by_id and quiet:
                 waited += self._pause(begin)
 
