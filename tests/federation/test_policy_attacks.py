@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from oncofed.client import admission
 from oncofed.client.app import app as client_app
@@ -26,8 +27,10 @@ from oncofed.common.panel import GenePanel
 from oncofed.common.plan import Plan
 from oncofed.common.signed_study import sign, with_signature
 from oncofed.common.study import Study
-from oncofed.deploy.engine import InProcessGrid
+from oncofed.deploy.engine import InProcessGrid, run_in_process
+from oncofed.server.app import app as server_app
 from oncofed.server.inquiry import greeting
+from oncofed.server.roster import NotEnoughSites
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = signing.public_of(KEY)
@@ -484,3 +487,27 @@ def test_a_log_that_was_shortened_lets_nothing_out(hospital: Hospital) -> None:
     assert file.read_text() == whole.splitlines(keepends=True)[0]
     file.write_text(whole)
     assert hospital.study(lung()) == ""
+
+
+def test_a_signed_study_runs_to_its_end_and_the_file_beside_it_brings_the_signature(
+    consortium: Path, tmp_path: Path, small_study: Callable[..., Study]
+) -> None:
+    """Each site is held out in turn: the server puts their names into the study after it was signed."""
+    shutil.copytree(consortium, tmp_path / "sites", ignore=shutil.ignore_patterns(".oncofed"))
+    folders = list_sites(tmp_path / "sites")
+    for folder in folders:
+        (folder / "policy.toml").write_text(COORDINATORS + "min_cell = 1\n")
+    study = small_study(splits__held_out_sites=["all"], training__evaluate_every=0, training__rounds=1)
+    file = tmp_path / "lung.toml"
+    file.write_text(tomli_w.dumps(study.model_dump(mode="json")))
+    nodes: list[Any] = [{"site-dir": str(f), "work-dir": str(tmp_path / "work" / f.name)} for f in folders]
+    with pytest.raises(NotEnoughSites, match="is not signed"):
+        run_in_process(server_app, client_app, nodes, Study().run_config() | {"study": str(file)})
+    (tmp_path / "lung.toml.sig").write_text(sign(study, KEY) + "\n")
+    run_in_process(server_app, client_app, nodes, Study().run_config() | {"study": str(file)})
+    results = json.loads((Path(study.runtime.out) / "results.json").read_text())
+    assert results["left_out"] == []
+    assert results["study"]["splits"]["held_out_sites"] == results["sites"]
+    logs = [ReleaseLog(tmp_path / "work" / f.name / "release-log.jsonl", f.name).read() for f in folders]
+    trained = [any(line["kind"] == wire.TRAIN for line in log) for log in logs]
+    assert trained == [False, True, True, True]  # the first is held out in fold 0
