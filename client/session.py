@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -53,8 +52,6 @@ from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
-
-log = logging.getLogger("oncofed.client")
 
 MOST_CANCERS = 500
 """Cancer types or classes of a study: with more, noise alone would tell of its own scale."""
