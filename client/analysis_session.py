@@ -106,7 +106,7 @@ class AnalysisSession:
         All totals of an analysis are of the same hospitals, those of its test patients apart.
         """
         plan, step = self.stamp["plan"], self.step
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "package"))
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
         sent = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(self.arrays.items())}
         text = self.plan.model_dump_json(exclude={"out"})
         # moments come in whatever units first: no fixed point would hold them
