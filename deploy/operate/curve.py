@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 560, 200
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 30
+WIDTH, HEIGHT = 380, 190
+LEFT, RIGHT, TOP, BOTTOM = 58, 8, 10, 30
 POINTS = 400
 """Points of a line that are drawn: a longer one is thinned, its last point stays."""
 

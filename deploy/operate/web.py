@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock
@@ -70,9 +70,9 @@ class Page:
         try:
             state = await run_in_threadpool(self._state)
         except ValueError as error:
-            return self._html("unknown.html", 503, reason=str(error))
+            return self._html("unknown.html", {"reason": str(error)}, 503)
         parts = shown(self.env, state, time.time(), report=self._has_report(state), folder=str(self.out))
-        return self._html("run.html", study=state.study or "study", status=state.status, **parts)
+        return self._html("run.html", {"study": state.study or "study", "status": state.status} | parts)
 
     async def api(self, request: Request) -> Response:
         """The state as JSON, and the parts of the page that show it."""
@@ -106,7 +106,7 @@ class Page:
         except ValueError:
             there = False
         if not there:
-            return self._html("unknown.html", 404, reason="This run has no report yet.")
+            return self._html("unknown.html", {"reason": "This run has no report yet."}, 404)
         return FileResponse(
             self.out / REPORT, media_type="text/html", headers={"content-security-policy": REPORT_POLICY}
         )
@@ -116,7 +116,7 @@ class Page:
         if request.method != "POST":
             if self._logged_in(request):
                 return RedirectResponse("/", 303)
-            return self._html("login.html", error="")
+            return self._html("login.html", {"error": ""})
         if not from_here(request):
             return PlainTextResponse("The form was sent by another page.\n", 403)
         address = _address(request)
@@ -125,10 +125,10 @@ class Page:
             return self._paused(pause)
         token = await _token_in(request)
         if token is None:
-            return self._html("login.html", 400, error="The form could not be read.")
+            return self._html("login.html", {"error": "The form could not be read."}, 400)
         if not self.access.try_token(address, token):
             log.warning("web page: wrong token from %s", address)
-            return self._html("login.html", 403, error="This is not the token.")
+            return self._html("login.html", {"error": "This is not the token."}, 403)
         response = RedirectResponse("/", 303)
         response.set_cookie(
             self._cookie(request),
@@ -172,9 +172,8 @@ class Page:
         return PlainTextResponse("a token is needed\n", 401, headers={"www-authenticate": "Bearer"})
 
     def _paused(self, seconds: float) -> Response:
-        response = self._html(
-            "login.html", 429, error=f"Too many wrong tokens: try again in {math.ceil(seconds / 60)} min."
-        )
+        error = f"Too many wrong tokens: try again in {math.ceil(seconds / 60)} min."
+        response = self._html("login.html", {"error": error}, 429)
         response.headers["retry-after"] = str(math.ceil(seconds))
         return response
 
@@ -186,7 +185,7 @@ class Page:
             return False
         return state.status == "finished" and written >= (state.started or 0.0)
 
-    def _html(self, page: str, code: int = 200, **about: object) -> HTMLResponse:
+    def _html(self, page: str, about: Mapping[str, str], code: int = 200) -> HTMLResponse:
         return HTMLResponse(self.env.get_template(page).render(about), code)
 
 

@@ -26,7 +26,7 @@ def read(text: str) -> dict[tuple[str, ...], float]:
 def test_the_metrics_say_what_the_state_says(tmp_path: Path) -> None:
     state = RunState.of(write_journal(tmp_path / "out"))
     told = read(exposed(state, lambda: (state.updated or 0.0) + 30).decode())
-    assert told["oncofed_run_info", "pan-cancer-1", "0.1.0"] == 1
+    assert told["oncofed_run_info", "0.1.0", "pan-cancer-1"] == 1
     assert [told["oncofed_run_status", s] for s in ("waiting", "running", "finished", "failed")] == [0, 1, 0, 0]
     assert (told["oncofed_rounds_done",], told["oncofed_rounds_planned",]) == (7, 10)
     assert (told["oncofed_sites",], told["oncofed_sites_online",]) == (3, 3)

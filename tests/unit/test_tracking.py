@@ -107,6 +107,7 @@ def test_names_of_studies_stay_within_the_folder(tmp_path: Path) -> None:
     assert run.name.startswith("_.._.._out_of_here-")
 
 
+@pytest.mark.slow
 def test_mlflow_has_each_round_once(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -131,6 +132,7 @@ def test_mlflow_has_each_round_once(tmp_path: Path, mlflow_uri: str, monkeypatch
     assert {p.name for p in tmp_path.iterdir()} == {"out"}, "nothing is left where it is called"
 
 
+@pytest.mark.slow
 def test_mlflow_says_why_a_run_failed(tmp_path: Path, mlflow_uri: str) -> None:
     out = write_journal(tmp_path / "out", study="another", end="too few sites")
     track(out, f"mlflow:{mlflow_uri}")
