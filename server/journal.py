@@ -19,8 +19,8 @@ from typing import Any
 
 log = logging.getLogger("oncofed.server")
 
-JOURNAL = "journal.jsonl"
-"""The file in a run's folder."""
+JOURNAL, STUDY = "journal.jsonl", "study.toml"
+"""Files in a run's folder: this one, and the study that it runs."""
 LONGEST = 1000
 """Characters of a reason: a site words it, `results.json` has it whole."""
 
@@ -58,7 +58,8 @@ class Journal:
 
     def failure(self, error: BaseException) -> None:
         """The run ends here, and why."""
-        self.write("failed", reason=str(error) or type(error).__name__)
+        told = str(error) or type(error).__name__
+        self.write("failed", reason=told if isinstance(error, Exception) else "the server's process was told to end")
 
     def _put(self, line: bytes) -> None:
         assert self.file is not None

@@ -15,11 +15,11 @@ import tomli_w
 from oncofed.common.files import write_text
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import CHECKPOINTS
-from oncofed.server.journal import JOURNAL
+from oncofed.server.journal import JOURNAL, STUDY
 
 log = logging.getLogger("oncofed.server")
 
-STUDY, RESULTS, EARLIER = "study.toml", "results.json", "earlier"
+RESULTS, EARLIER = "results.json", "earlier"
 
 
 @contextmanager

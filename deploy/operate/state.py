@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from oncofed.server.journal import JOURNAL
-from oncofed.server.run_folder import STUDY
+from oncofed.server.journal import JOURNAL, STUDY
 
 Status = Literal["waiting", "running", "finished", "failed"]
 LeftOut = tuple[float, str, str, int, str]
@@ -89,7 +88,10 @@ class RunState:
 
 
 class Journaled:
-    """What the events of a journal add up to; each line is taken once, in the order in which they stand."""
+    """What the events of a journal add up to; each line is taken once, in the order in which they stand.
+
+    The method for an event reads all that it says before it changes anything.
+    """
 
     def __init__(self) -> None:
         self.run = RunState()
@@ -145,18 +147,19 @@ class Journaled:
     def _started(self, now: float, event: Mapping[str, Any]) -> None:
         folds, rounds = tuple(_whole(f) for f in event["folds"]), _whole(event["rounds"])
         names = [_text(name) for name in event["sites"]]
-        begun = self.run.started if event["resume"] and self.run.started is not None else now
-        if not event["resume"]:
+        study, package, resume = _text(event["study"]), _text(event["package"]), event["resume"]
+        begun = self.run.started if resume and self.run.started is not None else now
+        if not resume:
             self.rounds, self.folds_done = {}, set()
-        study, package = _text(event["study"]), _text(event["package"])
         self.run = RunState(study, package, "running", started=begun, updated=self.run.updated, folds=folds)
         self.per_fold = rounds
         for name in names:
             self.sites.setdefault(name, SiteState(name))
 
     def _question(self, now: float, event: Mapping[str, Any]) -> None:
-        self.moved[0] += _whole(event["bytes"])
+        size = _whole(event["bytes"])
         self._at(event)
+        self.moved[0] += size
 
     def _answer(self, now: float, event: Mapping[str, Any]) -> None:
         name, size, seconds = _text(event["site"]), _whole(event["bytes"]), _number(event["seconds"])
