@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from oncofed.deploy.operate.access import TRIES
-from oncofed.deploy.operate.state import Follower
+from oncofed.deploy.operate.state import Follower, RunState
 from oncofed.deploy.operate.web import application, checked
 from starlette.testclient import TestClient
 from toy_journal import write_journal
@@ -318,3 +318,10 @@ def test_listening_everywhere_wants_names_and_files(out: Path, tmp_path: Path) -
 def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run was started here"):
         checked(tmp_path, "127.0.0.1", (), None)
+
+
+def test_a_run_that_has_not_begun_has_a_page(tmp_path: Path) -> None:
+    client = TestClient(application(tmp_path, TOKEN, RunState), base_url="http://localhost")
+    page = client.post("/login", data={"token": TOKEN}).text
+    for shown in ("waiting", "the sites are greeted", "not known yet", "none yet"):
+        assert shown in page
