@@ -12,15 +12,19 @@ import numpy as np
 from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.outcomes import held_levels
 from oncofed.client.disclosure import Runs
+from oncofed.client.members import Identity
 from oncofed.client.release import Answer
 from oncofed.client.released import ReleasedGroups
+from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.classical.life_table import table_sums
 from oncofed.common.classical.risk_sets import FARTHEST, leaving_sums
 from oncofed.common.classical.score_residuals import residual_sums
 from oncofed.common.errors import Refusal
 from oncofed.common.evaluation.table import risk_time_table
+from oncofed.common.fixed_point import TooLarge
 from oncofed.common.metrics import survival_sums
+from oncofed.common.sum_coding import ANALYSIS_BITS, SumCoding
 from oncofed.common.survival import RISK_EDGES
 
 COUNTED = ("cox", "residuals", "pairs")
@@ -40,7 +44,10 @@ def analyse(session: AnalysisSession) -> Answer:
 
 def _greeting(session: AnalysisSession) -> Answer:
     """Levels of the plan's columns that enough patients have; nobody's data."""
-    return Answer({"levels": held_levels(session.site, session.plan, session.policy.least())})
+    told: wire.Config = {"levels": held_levels(session.site, session.plan, session.policy.least())}
+    if session.plan.secure_sum:
+        told["identity"] = Identity.of(session.work, session.site.name).public.hex()
+    return Answer(told)
 
 
 def _times(session: AnalysisSession) -> Answer:
@@ -81,6 +88,8 @@ def _cox(session: AnalysisSession) -> Answer:
     behind: dict[str, np.ndarray] = {}
     if session.runs is not None:
         total, behind = _without_few(session, session.runs, total)
+    if session.plan.secure_sum:
+        total = _within_reach(session, total)
     return Answer(
         session.coarse,
         total,
@@ -91,6 +100,20 @@ def _cox(session: AnalysisSession) -> Answer:
         events=session.died,
         grid=session.grid,
     )
+
+
+def _within_reach(session: AnalysisSession, total: Sum) -> Sum:
+    """Newton terms; at coefficients so far out that they leave the range of a sum under masks, nothing but that they do.
+
+    In the sum: said by name it would tell of one hospital's own.
+    """
+    try:
+        coding = SumCoding(ANALYSIS_BITS, "fine")
+        _, peaks = coding.integers(total, session.site.name)
+        coding.check_reach(peaks, max(1, int(session.ask.get("sites", 1))), session.site.name)  # type: ignore[arg-type]
+    except TooLarge:
+        return {name: np.full_like(value, float(name == "beyond")) for name, value in total.items()}
+    return total
 
 
 def _without_few(session: AnalysisSession, runs: Runs, total: Sum) -> tuple[Sum, dict[str, np.ndarray]]:

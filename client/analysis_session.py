@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
+from oncofed.client.admission import Admission
 from oncofed.client.data.cohort import fingerprint
 from oncofed.client.data.outcomes import Outcomes
 from oncofed.client.data.site import SiteFolder
@@ -17,6 +19,7 @@ from oncofed.client.disclosure import Runs, spread_cells
 from oncofed.client.policy import Policy
 from oncofed.client.release import Door
 from oncofed.client.resident import Resident
+from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.classical.life_table import Cells
@@ -24,9 +27,13 @@ from oncofed.common.classical.risk_sets import exact_cells, grid_cells
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
 from oncofed.common.plan import Grouping, Plan
+from oncofed.common.sum_coding import ANALYSIS_BITS, Form
 
 LARGEST = 1e6
 """A standardised covariate beyond this is none."""
+
+TESTED = ("pairs", "scores")
+"""Steps about the plan's test patients."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,25 @@ class AnalysisSession:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> AnalysisSession:
-        """Read a request; raises `Refusal` on another protocol or a plan that is not valid here."""
+        """Read a request, whose form is checked; raises `Refusal` on a plan that is not valid here."""
         ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
         try:
             plan = Plan.from_json(str(ask["plan_json"]))
-        except (ValueError, KeyError) as error:
+        except RecursionError:
+            raise Refusal(
+                f"site {site.name}: the plan in the message is not valid here: it is nested too deep"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"site {site.name}: the plan in the message is not valid here: {error}") from None
         return cls(ask, wire.read_arrays(content), plan, site, work, resident, policy)
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy does not allow, and keep the plan's text beside the log that names its digest."""
-        door.admit_plan(kind, self.plan)
+        signature = str(self.ask.get("signature", ""))
+        Admission(self.site.name, self.policy, self.site.path, door.simulated).plan(kind, self.plan, signature)
+        if self.plan.secure_sum:
+            self._check_place()
+            door.masks.append(lambda total: self._under_masks(total, forget=door.simulated))
         file = door.log.parent / "plans" / f"{self.stamp['plan']}.json"
         if not file.exists():
             write_text(file, self.plan.model_dump_json(indent=1))
@@ -70,6 +84,45 @@ class AnalysisSession:
         """What every answer repeats, so that the server can refuse an answer to another question; the plan by its digest, for the log."""
         digest = hashlib.sha256(self.plan.model_dump_json(exclude={"out"}).encode()).hexdigest()[:16]
         return {"analysis": self.plan.name, "plan": digest, "step": self.step, "round": int(self.ask.get("round", 0))}  # type: ignore[arg-type]
+
+    # -- under masks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> int:
+        """The number of the question among those of its step, from 1."""
+        return int(self.ask.get("place", 0))  # type: ignore[arg-type]
+
+    def _check_place(self) -> None:
+        """Refuse more questions of a step than the plan has."""
+        most = {"greeting": 0, "moments": 2, "cox": self.plan.steps}.get(self.step, 1)
+        if not min(most, 1) <= self.place <= most:
+            raise Refusal(
+                f"site {self.site.name}: question {self.place} of '{self.step}', the plan has {most}; each has one total under masks"
+            )
+
+    def _under_masks(self, total: Sum, *, forget: bool) -> wire.Config:
+        """Keep a sum that may leave for the exchanges that add it to the others' under masks; what the answer says of it.
+
+        All totals of an analysis are of the same hospitals, those of its test patients apart.
+        """
+        plan, step = self.stamp["plan"], self.step
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
+        sent = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(self.arrays.items())}
+        text = self.plan.model_dump_json(exclude={"out"})
+        # moments come in whatever units first: no fixed point would hold them
+        form: Form = "exact" if (step, self.place) == ("moments", 1) else "fine"
+        sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
+        return sums.begin(
+            _digest([wire.ANALYSE, text, asked, sent]),
+            _digest([wire.ANALYSE, text, step, self.place]),
+            f"analysis {self.plan.name} {plan}",
+            {name: value.astype(np.float64) for name, value in total.items()},
+            ANALYSIS_BITS,
+            self.plan.secure_threshold,
+            form=form,
+            series=_digest([wire.ANALYSE, text, step in TESTED]),
+            forget=forget,
+        )
 
     # -- patients ------------------------------------------------------------------------------------------------------
 
@@ -96,7 +149,7 @@ class AnalysisSession:
     @cached_property
     def outcomes(self) -> Outcomes:
         least = 0 if self.plan.epsilon else self.policy.least(self.numbers)  # with noise no group is too small
-        test = self.step in ("pairs", "scores")
+        test = self.step in TESTED
         key = fingerprint(self.site), self.plan, str(self.levels), least, test
         return self.resident.outcomes(
             self.work, key, lambda: Outcomes.read(self.site, self.plan, self.levels, least, test=test)
@@ -217,3 +270,7 @@ class AnalysisSession:
 
     def _names(self, rows: np.ndarray) -> frozenset[str]:
         return frozenset(self.outcomes.patient[rows].tolist())
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

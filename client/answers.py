@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort
 from oncofed.client.privacy.hospital import clipped_change
+from oncofed.client.privacy.shared_step import shared_gradients
 from oncofed.client.privacy.train import noised_evidence, public_evidence, train_privately
 from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
@@ -28,6 +28,7 @@ from oncofed.common.models.build import set_weights
 from oncofed.common.modulation import BRANCHES
 from oncofed.common.noise import SecureNoise
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS
+from oncofed.common.privacy.sharing import HORIZON, STATISTICS_SENSITIVITY
 from oncofed.common.scaling import NUMBERS, moments
 from oncofed.common.splits import seed_from
 from oncofed.common.study import PRETRAIN
@@ -59,10 +60,6 @@ def statistics(session: Session) -> Answer:
     return Answer(config, total, len(cohort), cells, 3)
 
 
-HORIZON = 240.0
-"""Months of follow-up that count in sums with noise: what a patient can add to them must have an end."""
-
-
 def _private_statistics(session: Session) -> Answer:
     """Nothing, or events and exposure by cancer type with noise; the message has brought the panel.
 
@@ -77,7 +74,12 @@ def _private_statistics(session: Session) -> Answer:
     events, exposure = event_table(time, cohort.event, cohort.cancer, cancers, TimeGrid(edges))
     deviation = session.promise.mechanisms[STATISTICS].noise
     both = torch.from_numpy(np.stack([events, exposure / HORIZON]))
-    noisy = SecureNoise().covered(both, sensitivity=math.sqrt(2.0), deviation=deviation).numpy()
+    sharing = session.study.privacy.sharing
+    if sharing is not None:  # in sensitivities: the total alone is brought to months
+        share = sharing.of_each(deviation)
+        part = SecureNoise().covered(both / STATISTICS_SENSITIVITY, sensitivity=1.0, deviation=share).numpy()
+        return Answer({}, {"events": part[0], "exposure": part[1]}, len(cohort), noised=True)
+    noisy = SecureNoise().covered(both, sensitivity=STATISTICS_SENSITIVITY, deviation=deviation).numpy()
     return Answer({}, {"events": noisy[0], "exposure": noisy[1] * HORIZON}, len(cohort), noised=True)
 
 
@@ -176,6 +178,18 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
                 np.save(out, evidence)
         elif file.exists():
             evidence = np.load(file)
+    if p.sharing is not None:
+        total = shared_gradients(
+            model,
+            session.weights,
+            batch,
+            session.study,
+            load=part("load/", session.arrays),
+            deviation=p.sharing.of_each(promise.deviation),
+            evidence=evidence,
+            probe=session.round <= 1,
+        )
+        return Answer(_told_of_many(session), total, len(batch), noised=True)
     total = train_privately(
         model,
         session.weights,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,20 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from oncofed.client import answers, score
+from oncofed.client.admission import Admission
 from oncofed.client.analyse import analyse as answer_analysis
 from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.client.message_check import check_arrays, check_question, check_size
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.ledger import ledger_of
 from oncofed.client.reference import Lacking
-from oncofed.client.release import Answer, Answered, Door
+from oncofed.client.release import Answer, Answered, Door, refusal
+from oncofed.client.release_log import FILE as LOG
+from oncofed.client.release_log import ReleaseLog
 from oncofed.client.resident import Resident
-from oncofed.client.secure_sum import SumSession
 from oncofed.client.session import Session
+from oncofed.client.sum_session import SumSession
 from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
@@ -61,18 +66,28 @@ def handler(
     def wrap(function: Handler) -> Callable[[Message, Context], Message]:
         @functools.wraps(function)
         def answer(message: Message, context: Context) -> Message:
-            name, door = "unknown site", None
+            name, door, releases, simulated = "unknown site", None, None, False
+            study = ""
             try:
                 folder, work = site_of(context)
-                name = folder.name
-                site = SiteFolder.open(folder)
-                name = site.name
                 # a simulator's own processes say so; what a node config holds is the hospital's own word
                 simulated = bool(context.node_config.get("simulated", "site-dir" not in context.node_config))
+                name = folder.name
+                releases = ReleaseLog(work / LOG, name, simulated)
+                site = SiteFolder.open(folder)
+                name = site.name
+                releases = ReleaseLog(work / LOG, name, simulated)
                 policy = Policy.read(folder, simulated=simulated)
-                door = Door(name, policy, work / "release-log.jsonl", simulated, ledger_of(folder, work))
+                door = Door(name, policy, work / LOG, simulated, ledger_of(folder, work))
+                Admission(name, policy, folder, simulated).message()
+                check_size(message.content, name, policy.max_incoming_mb)
+                ask = wire.read_config(message.content, "ask")
+                wire.check_protocol(ask, "the server")
+                check_question(kind, ask, name)
+                check_arrays(wire.read_arrays(message.content), name)
                 own_device = str(context.node_config.get("device", ""))
                 session = opening.of(message.content, site, work, resident, own_device, policy)
+                study = str(session.stamp.get("study") or session.stamp.get("analysis") or "")
                 session.admit(door, kind)
                 return Message(door.release(kind, session.stamp, function(session)), reply_to=message)
             except Answered as known:
@@ -82,20 +97,27 @@ def handler(
                 return Message(door.lacks(kind, lack.wanted), reply_to=message)
             except Refusal as error:
                 # of a simulated site the server's own log says it, in the same window
-                level = logging.INFO if door is not None and door.simulated else logging.WARNING
-                log.log(level, "%s: refused '%s': %s", name, kind, error)
+                log.log(logging.INFO if simulated else logging.WARNING, "%s: refused '%s': %s", name, kind, error)
                 reason = str(error)
             except Exception as error:
-                log.error("%s: '%s' failed:\n%s", name, kind, traceback.format_exc())
+                log.error("%s: '%s' failed:\n%s", name, kind, told(error))
                 reason = f"{type(error).__name__} while answering '{kind}'; the site's own log has the details"
             if door is not None and door.reserved:  # what went wrong with patients' data may tell of one of them
                 reason = f"site {name}: no answer to '{kind}'; its engineer finds the reason in the site's own log"
-            content = door.refuse(kind, reason) if door else wire.refusal(name, reason)
+            content = refusal(releases, kind, reason, study) if releases else wire.refusal(name, reason)
             return Message(content, reply_to=message)
 
         return answer
 
     return wrap
+
+
+def told(error: Exception) -> str:
+    """Where an error arose; its text, in which a library may quote a cell of a table, only where ONCOFED_DEBUG is set."""
+    if os.environ.get("ONCOFED_DEBUG"):
+        return "".join(traceback.format_exception(error))
+    where = "".join(traceback.format_tb(error.__traceback__))
+    return f"{where}{type(error).__name__} (set ONCOFED_DEBUG=1 to see its text, which may quote patients' data)"
 
 
 @app.query("hello")

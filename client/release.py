@@ -5,9 +5,7 @@ Suppression, rounding, noise and the step into a sum under masks belong here and
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +15,15 @@ from flwr.app import RecordDict
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.answers import KeptAnswers
 from oncofed.client.privacy.ledger import Ledger
+from oncofed.client.release_log import LONGEST, Protection, ReleaseLog, size_of_words
 from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.broadcast import LACKS
 from oncofed.common.errors import Refusal
-from oncofed.common.plan import Plan
 from oncofed.common.privacy.accounting import Mechanism
-from oncofed.common.study import Study
+
+log = logging.getLogger("oncofed.client")
 
 TABLES = (wire.EVALUATE, wire.ANALYSE)
 """Kinds of message that show groups of patients: `min_cell` of the policy holds for them, `min_patients` for the others."""
@@ -81,10 +80,10 @@ class Answered(Exception):
 
 @dataclass(frozen=True)
 class Door:
-    """What one site's messages go through. `log` is an append-only file of JSON lines at the site.
+    """What one site's messages go through. `log` is the file of the release log (client/release_log.py).
 
     A line holds the SHA-256 of what left, to be held against what the server received. `simulated` sites go without: there
-    is nobody to prove it to, and it costs as much as a training step. Their researcher sees every column anyway.
+    is nobody to prove it to, and it costs as much as a training step.
     """
 
     site: str
@@ -95,6 +94,11 @@ class Door:
     reserved: list[Release] = field(default_factory=list)
     masks: list[Callable[[Sum], wire.Config]] = field(default_factory=list)
     """Where the study sums under masks: what keeps a sum at the site and says what leaves in its stead."""
+
+    @property
+    def releases(self) -> ReleaseLog:
+        """The record of every message that left."""
+        return ReleaseLog(self.log, self.site, self.simulated)
 
     @property
     def ledger(self) -> Ledger:
@@ -122,91 +126,12 @@ class Door:
         kept = self.answers.again(release.id, release.question)
         if kept is not None:
             config, arrays = kept
-            self._write(f"{release.purpose} again", config, arrays, 0)
-            raise Answered(self._pack(config, arrays))
+            self.reserved.append(release)
+            content = self._pack(config, arrays)
+            self._write(f"{release.purpose} again", config, arrays, 0, content)
+            raise Answered(content)
         self.ledger.reserve(release.id, release.study, release.purpose, release.mechanisms, cap=release.cap)
         self.reserved.append(release)
-
-    def admit_plan(self, kind: str, plan: Plan) -> None:
-        """Refuse an analysis that the site's policy does not allow, before any data are touched."""
-        self._admit(kind, *plan.columns)
-        p = self.policy
-        if p.require_secure_sum:
-            raise Refusal(
-                f"site {self.site}: an analysis lets the server see every hospital's own sums, its policy does not (require_secure_sum)"
-            )
-        if p.require_privacy and not plan.epsilon:
-            raise Refusal(
-                f"site {self.site}: the analysis has no epsilon, its policy answers none without (require_privacy); set epsilon"
-            )
-        if plan.times == "grid" and plan.grid_months < p.min_grid_months:
-            raise Refusal(
-                f"site {self.site}: grid_months = {plan.grid_months:g} is finer than the {p.min_grid_months:g} that its policy wants "
-                "(min_grid_months)"
-            )
-        if plan.times == "grid" and p.min_cell > 1 and not plan.epsilon:
-            if plan.end % plan.grid_months > 1e-9 and plan.grid_months - plan.end % plan.grid_months > 1e-9:
-                raise Refusal(
-                    f"site {self.site}: horizon_months = {plan.end:g} is no multiple of grid_months = {plan.grid_months:g}, and the last "
-                    "interval would be finer"
-                )
-            if plan.kind == "cox" and plan.ties != "breslow":
-                raise Refusal(
-                    f"site {self.site}: Efron's ties need sums over the few events of an interval, its policy wants {p.min_cell} patients "
-                    "behind each (min_cell); set ties = 'breslow'"
-                )
-        if plan.times == "exact" and not self.policy.exact_times:
-            raise Refusal(
-                f"site {self.site}: times = 'exact' lets event times leave, its policy does not (exact_times); use times = 'grid'"
-            )
-
-    def admit(self, kind: str, study: Study) -> None:
-        """Refuse a request that the site's policy does not allow, before any data are touched."""
-        self._admit(kind, study.task.label)
-        if self.policy.require_privacy and not study.privacy.of_patients:
-            raise Refusal(
-                f"site {self.site}: the study promises privacy.unit = '{study.privacy.unit}', its policy answers 'patient' alone "
-                "(require_privacy); set privacy.unit = 'patient'"
-            )
-        if self.policy.require_secure_sum and not study.privacy.secure_sum:
-            raise Refusal(
-                f"site {self.site}: the study lets the server see every hospital's own sums, its policy does not (require_secure_sum); set "
-                "privacy.secure_sum = true"
-            )
-        p, phases, alone = self.policy, [study.steps(phase) for phase in study.phases], study.analysis.cross_site
-        if alone and not p.own_model:
-            raise Refusal(
-                f"site {self.site}: analysis.cross_site sends a model trained here alone to all sites, its policy does not let it "
-                "(own_model)"
-            )
-        rounds = sum(t.rounds for t in phases) * (1 + ("local" in alone))
-        rounds += study.analysis.personal_rounds * ("personalised" in alone)
-        for what, wanted, limit in (
-            ("rounds", rounds, p.max_rounds),
-            ("folds", 1 if study.splits.held_out_sites else study.splits.folds, p.max_folds),
-            ("local steps", max(t.local_steps for t in phases), p.max_local_steps),
-        ):
-            if wanted > limit:
-                raise Refusal(f"site {self.site}: the study wants {wanted} {what}, the site's policy allows {limit}")
-        for t in phases:
-            seen = t.batch_size * t.local_steps
-            if t.batch_size and seen < p.min_patients:
-                raise Refusal(
-                    f"site {self.site}: a round of {t.local_steps} steps with {t.batch_size} patients rests on {seen} "
-                    f"patients, the site's policy wants {p.min_patients}; raise batch_size"
-                )
-
-    def _admit(self, kind: str, *columns: str) -> None:
-        if kind not in self.policy.allow:
-            raise Refusal(
-                f"site {self.site}: its policy does not answer '{kind}' (allowed: {', '.join(self.policy.allow)})"
-            )
-        for column in columns if not self.simulated else ():
-            if column not in self.policy.labels:
-                raise Refusal(
-                    f"site {self.site}: its policy does not let values of the column '{column}' be classes (labels: "
-                    f"{', '.join(self.policy.labels)}); the site's engineer can add it to labels in policy.toml"
-                )
 
     def release(self, kind: str, stamp: wire.Config, answer: Answer) -> RecordDict:
         """Pack an answer for the server, without the cells that rest on too few patients, and write what left to the log."""
@@ -235,11 +160,29 @@ class Door:
         if total is not None and answer.code is not None and not self.masks:
             total = answer.code(total)
         content = self._pack(config, total)
+        self._check_size(config, content)
         for release in self.reserved:
             self.answers.keep(release.id, release.question, config, total or {})
             self.ledger.settle(release.id)
-        self._write(kind, config, total or {}, patients)
+        self._write(kind, config, total or {}, patients, content, answer)
         return content
+
+    def _check_size(self, config: wire.Config, content: RecordDict) -> None:
+        """Refuse an answer that is larger than the policy lets out, at once or for one study."""
+        p, size = self.policy, sum(_sizes(content))
+        if size > p.max_outgoing_mb * 1e6:
+            raise Refusal(
+                f"site {self.site}: the answer has {size / 1e6:.1f} MB, its policy lets {p.max_outgoing_mb:g} out at once (max_outgoing_mb)"
+            )
+        if p.max_study_mb == float("inf"):
+            return
+        name = str(config.get("study") or config.get("analysis") or "")
+        before = self.releases.sent(name)
+        if before + size > p.max_study_mb * 1e6:
+            raise Refusal(
+                f"site {self.site}: with this answer {(before + size) / 1e6:.1f} MB would have left for '{name}', its policy lets "
+                f"{p.max_study_mb:g} out for one study (max_study_mb)"
+            )
 
     def _pack(self, config: wire.Config, total: Sum | None) -> RecordDict:
         """An answer for the server: the sum, or, where the study sums under masks, the keys to do it with."""
@@ -259,11 +202,9 @@ class Door:
         """The sum with zeros in the cells of fewer patients than the policy, or than the numbers in a cell, allow; counts rounded."""
         if answer.total is None:
             return None
-        p = self.policy
-        least = p.least(answer.numbers) if kind in TABLES else max(p.min_patients, answer.numbers + 1)
-        total = dict(answer.total)
+        p, total = self.policy, dict(answer.total)
         for name, count in answer.cells.items():
-            few = (count > 0) & (count < least)
+            few = self._few(kind, answer, count)
             if few.any():
                 if few.ndim == 1:
                     few = np.expand_dims(few, tuple(range(1, total[name].ndim)))
@@ -271,6 +212,17 @@ class Door:
         for name in answer.counts if p.rounding > 1 else ():
             total[name] = np.rint(total[name] / p.rounding) * p.rounding
         return total
+
+    def _few(self, kind: str, answer: Answer, count: np.ndarray) -> np.ndarray:
+        """Which cells rest on too few patients."""
+        p = self.policy
+        least = p.least(answer.numbers) if kind in TABLES else max(p.min_patients, answer.numbers + 1)
+        return (count > 0) & (count < least)
+
+    def _withheld(self, kind: str, answer: Answer) -> dict[str, int]:
+        """How many cells of each array left as zeros."""
+        cells = {name: int(self._few(kind, answer, count).sum()) for name, count in answer.cells.items()}
+        return {name: count for name, count in cells.items() if count}
 
     def _noisy(self, kind: str, config: wire.Config, answer: Answer) -> Sum:
         """Counts with noise, its cost booked first; each table gets an equal share of epsilon."""
@@ -290,45 +242,45 @@ class Door:
 
     def lacks(self, kind: str, wanted: str) -> RecordDict:
         """Pack an answer that says which weights the site does not hold, and nothing else."""
-        self._line({"time": _now(), "kind": kind, "lacks": wanted})
+        self.releases.lacked(kind, wanted)
         return wire.reply(self.site, {LACKS: wanted})
 
-    def refuse(self, kind: str, reason: str) -> RecordDict:
-        """Pack a refusal; its text leaves too, so it stands in the log."""
-        self._line({"time": _now(), "kind": kind, "refusal": reason})
-        return wire.refusal(self.site, reason)
+    def refuse(self, kind: str, reason: str, study: str = "") -> RecordDict:
+        """Pack a refusal; its text leaves too, so it stands in the log, or where it cannot stand there, does not leave."""
+        return refusal(self.releases, kind, reason, study)
 
-    def _write(self, kind: str, config: wire.Config, total: Sum, patients: int) -> None:
-        line: dict[str, object] = {
-            "time": _now(),
-            "kind": kind,
-            "study": config.get("study", ""),
-            **{k: config[k] for k in ("analysis", "plan", "step", "members") if k in config},
-            "fold": config.get("fold", -1),
-            "round": config.get("round", 0),
-            "patients": patients,
-            "arrays": {name: list(value.shape) for name, value in total.items()},
-            "bytes": sum(value.nbytes for value in total.values()),
-        }
-        if self.masks and total:
-            line["under_masks"] = True  # the sum stays here until its masked words leave, with a line of their own
-        if not self.simulated:
-            line["sha256"] = _digest(total)
-        self._line(line)
-
-    def _line(self, line: dict[str, object]) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def _write(
+        self,
+        kind: str,
+        config: wire.Config,
+        total: Sum,
+        patients: int,
+        content: RecordDict,
+        answer: Answer | None = None,
+    ) -> None:
+        noise = tuple(m.to_json() for release in self.reserved for m in release.mechanisms)
+        withheld = self._withheld(kind, answer) if answer is not None and not answer.epsilon else {}
+        rounded = self.policy.rounding if answer is not None and answer.counts and not answer.epsilon else 1
+        epsilon = answer.epsilon if answer is not None else 0.0
+        protection = Protection(withheld, rounded, epsilon, noise, bool(self.masks and total))
+        self.releases.released(kind, config, total, patients, protection, _sizes(content)[1])
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def refusal(releases: ReleaseLog, kind: str, reason: str, study: str = "") -> RecordDict:
+    """Write a refusal into the log and pack it; where the log cannot be written, another text leaves, which says so and no more."""
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+    try:
+        releases.refused(kind, reason, study)
+    except (OSError, Refusal) as error:
+        log.error("%s: the release log cannot be written: %s", releases.site, error)
+        reason = (
+            f"site {releases.site}: its release log cannot be written or is not as it was written, so nothing leaves; its engineer finds the "
+            "reason in the node's own log, and with oncofed site log"
+        )
+    return wire.refusal(releases.site, reason)
 
 
-def _digest(total: Sum) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(total):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(total[name]).data if total[name].size else b"")
-    return digest.hexdigest()
+def _sizes(content: RecordDict) -> tuple[int, int]:
+    """Bytes of a message's arrays, and of its words."""
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return arrays, sum(size_of_words(record) for record in content.config_records.values())

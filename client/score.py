@@ -20,7 +20,7 @@ from oncofed.common.errors import Refusal
 from oncofed.common.files import replacing
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Predictor, set_weights
-from oncofed.common.survival import survival_curve, weibull_on_grid
+from oncofed.common.survival import baseline_on_grid, survival_curve
 from scipy.special import softmax
 
 CURVE_MONTHS = (12.0, 36.0, 60.0)
@@ -130,9 +130,8 @@ def write_predictions(session: Session, model: Predictor) -> None:
     else:
         columns |= {"time_months": c.time, "event": c.event, "split": session.split, "risk": score}
         if session.study.task.loss != "cox":  # which leaves the baselines where they were
-            baseline = model.head.log_baseline.detach().double().cpu().numpy()  # type: ignore[operator]
-            if session.study.task.loss == "weibull":
-                baseline = weibull_on_grid(baseline, session.lens.grid)
+            own = model.head.log_baseline.detach().cpu().numpy()  # type: ignore[operator]
+            baseline = baseline_on_grid(session.study.task.loss, own, session.lens.grid)
             curve = np.empty((len(c), len(CURVE_MONTHS)))
             for k in np.unique(c.cancer):
                 rows = c.cancer == k

@@ -10,30 +10,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from flwr.app import RecordDict
-from oncofed.client.data.site import SiteFolder
 from oncofed.client.members import Identity, Pins
-from oncofed.client.policy import Policy
-from oncofed.client.release import Answer, Door
-from oncofed.client.resident import Resident
 from oncofed.common import masks, shamir, wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.files import secret_file, write_secret
-from oncofed.common.fixed_point import check_reach, to_integers
+from oncofed.common.sum_coding import Form, SumCoding
 
 FOLDER = "secure-sums"
 
 
 @dataclass(frozen=True)
 class State:
-    """What a site knows of an open sum. Secrets are in hex; `members` has identity, channel, mask and signature by name."""
+    """What a site knows of an open sum. Secrets are in hex; `members` has identity, channel, mask and signature by name.
+
+    `series` names sums that are all of the same members, `least` is how many members this one wants, `colluding` how many of them may
+    tell each other and the server what they know.
+    """
 
     question: str
     slot: str
@@ -44,6 +42,10 @@ class State:
     peaks: dict[str, float]
     channel: str
     mask: str
+    form: Form = "plain"
+    series: str = ""
+    least: int = 0
+    colluding: int = 0
     members: dict[str, list[str]] = field(default_factory=dict)
     seed: str = ""
     sealed: dict[str, str] = field(default_factory=dict)
@@ -73,21 +75,36 @@ class SecureSums:
     # -- the question itself -------------------------------------------------------------------------------------------
 
     def begin(
-        self, question: str, slot: str, study: str, total: Sum, bits: int, threshold: int, *, forget: bool = False
+        self,
+        question: str,
+        slot: str,
+        study: str,
+        total: Sum,
+        bits: int,
+        threshold: int,
+        *,
+        form: Form = "plain",
+        series: str = "",
+        least: int = 0,
+        colluding: int = 0,
+        forget: bool = False,
     ) -> wire.Config:
         """Keep an answer that may leave, as integers, and give two fresh public keys, signed, in its stead.
 
         `slot` names the question's place in the study, which has one question, ever: a round asked again with other numbers would give
-        the server a second total. Other open sums of the study are at an end. `forget` forgets what was before: of simulated sites.
+        the server a second total. All totals of a `series` are of the same members. `least` members must be in this one, of whom
+        `colluding` may tell each other and the server all they know. Other open sums of the study are at an end. `forget` forgets what
+        was before: of simulated sites.
         """
         try:
-            whole, peaks = to_integers(total, bits, f"site {self.site}")
+            whole, peaks = SumCoding(bits, form).integers(total, f"site {self.site}")
         except ValueError as error:
             raise Refusal(str(error)) from None
         self._clear(study)
         if forget:
             self._ended(question).unlink(missing_ok=True)
             self._slot(slot).unlink(missing_ok=True)
+            self._series(series).unlink(missing_ok=True)
         elif self._slot(slot).exists() and self._slot(slot).read_text() != question:
             raise Refusal(
                 f"site {self.site}: this place in the study had another question, and its total is known; go on where the study stands, or "
@@ -95,7 +112,8 @@ class SecureSums:
             )
         channel, mask = masks.new_private_key(), masks.new_private_key()
         shapes = {name: list(value.shape) for name, value in whole.items()}
-        state = State(question, slot, study, bits, threshold, shapes, peaks, channel.hex(), mask.hex())
+        secrets = channel.hex(), mask.hex()
+        state = State(question, slot, study, bits, threshold, shapes, peaks, *secrets, form, series, least, colluding)
         self._write(state)
         with secret_file(self._place(question) / "words.npy") as file:
             np.save(file, masks.flatten(whole))
@@ -116,8 +134,8 @@ class SecureSums:
         """Hold every member's keys against signature and pin; share the site's two secrets among all, sealed for each."""
         state = self._read(question)
         names, parts = (
-            _texts(ask, "members"),
-            [_texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")],
+            texts(ask, "members"),
+            [texts(ask, k) for k in ("identities", "channel_keys", "mask_keys", "signatures")],
         )
         if names != sorted(set(names)) or any(len(p) != len(names) for p in parts):
             raise Refusal(
@@ -138,11 +156,16 @@ class SecureSums:
         return {"sealed": [state.sealed[name] for name in others], "commitment": seed_commitment.hex()}
 
     def _shared(self, state: State) -> State:
-        self._enough(len(state.members), "members")
+        self._enough(len(state.members), "members", state.least)
         try:
             members, threshold = state.roster, state.threshold
         except ValueError as error:
             raise Refusal(f"site {self.site}: {error}") from None
+        if state.colluding >= (both := 2 * threshold - len(members)):
+            raise Refusal(
+                f"site {self.site}: {both} of {len(members)} members could, with the server, read one hospital's own sum where {threshold} must be "
+                f"there, and the study reckons with {state.colluding} who collude (privacy.colluding_sites); raise privacy.secure_threshold"
+            )
         own = members.get(self.site)
         identity = Identity.of(self.work, self.site)
         private_channel, private_mask = bytes.fromhex(state.channel), bytes.fromhex(state.mask)
@@ -158,9 +181,11 @@ class SecureSums:
                 )
         if len({m.mask for m in members.values()} | {m.channel for m in members.values()}) != 2 * len(members):
             raise Refusal(f"site {self.site}: two members of the sum have one key")
-        Pins(self.folder, self.work, self.site).check({name: m.identity for name, m in members.items()})
+        Pins(self.folder, self.work, self.site, own=state.colluding > 0).check(
+            {name: m.identity for name, m in members.items()}
+        )
         try:
-            check_reach(state.peaks, state.bits, len(members), f"site {self.site}")
+            SumCoding(state.bits, state.form).check_reach(state.peaks, len(members), f"site {self.site}")
         except ValueError as error:
             raise Refusal(str(error)) from None
         seed, context = os.urandom(masks.KEY_BYTES), masks.context_of(state.question, members)
@@ -187,7 +212,7 @@ class SecureSums:
     def masked(self, question: str, ask: wire.Config) -> dict[str, np.ndarray]:
         """The integers under the site's own mask and one with each member that has shared, uint64 by name."""
         state = self._read(question)
-        sharers, sealed = _texts(ask, "sharers"), _texts(ask, "sealed")
+        sharers, sealed = texts(ask, "sharers"), texts(ask, "sealed")
         others = [name for name in sharers if name != self.site]
         if not state.seed:
             raise Refusal(f"site {self.site}: its secrets of this sum are not shared yet")
@@ -200,7 +225,7 @@ class SecureSums:
             raise Refusal(
                 f"site {self.site}: those who shared are {sharers[:5]}, wanted sorted members of the sum, itself among them"
             )
-        self._enough(len(sharers), "members who shared", state.threshold)
+        self._enough(len(sharers), "members who shared", max(state.threshold, state.least))
         members, context = state.roster, masks.context_of(question, state.roster)
         if state.sharers and state.sharers != sharers:
             raise Refusal(f"site {self.site}: it has sent this sum already, masked for other members")
@@ -231,7 +256,7 @@ class SecureSums:
 
     def unmask(self, question: str, ask: wire.Config) -> wire.Config:
         """Shares of the own mask of those whose sums came, and of the pair masks of those whose did not: once for a question."""
-        came, lost = _texts(ask, "came"), _texts(ask, "lost")
+        came, lost = texts(ask, "came"), texts(ask, "lost")
         ended = self._ended(question)
         before = json.loads(ended.read_text()) if ended.exists() else None
         if before is not None and before["came"] != came:
@@ -256,7 +281,13 @@ class SecureSums:
             )
         if self.site not in came:
             raise Refusal(f"site {self.site}: the total is said to be without it, though it has sent its sum")
-        self._enough(len(came), "members in the total", state.threshold)
+        self._enough(len(came), "members in the total", max(state.threshold, state.least))
+        series = self._series(state.series)
+        if state.series and series.exists() and json.loads(series.read_text()) != came:
+            raise Refusal(
+                f"site {self.site}: the totals of this analysis are of {', '.join(json.loads(series.read_text()))}; one of {', '.join(came)} "
+                "would tell of those who are in one alone; ask the same hospitals, or begin an analysis of another name"
+            )
         said = {
             "came": came,
             "lost": lost,
@@ -265,6 +296,8 @@ class SecureSums:
         }
         # on the disk before it leaves: no crash makes a second answer possible
         write_secret(self._slot(state.slot), question.encode(), lasting=True)
+        if state.series:
+            write_secret(series, json.dumps(came).encode(), lasting=True)
         write_secret(ended, json.dumps(said).encode(), lasting=True)
         shutil.rmtree(self._place(question))
         return {"seed_shares": said["seed_shares"], "key_shares": said["key_shares"]}
@@ -279,6 +312,13 @@ class SecureSums:
 
     def _slot(self, slot: str) -> Path:
         return self.work / FOLDER / "ended" / f"{slot}.question"
+
+    def _series(self, series: str) -> Path:
+        return self.work / FOLDER / "ended" / f"{series}.members"
+
+    def study_of(self, question: str) -> str:
+        """The study of an open sum; empty where none is open."""
+        return self._read(question).study if (self._place(question) / "state.json").exists() else ""
 
     def _write(self, state: State) -> None:
         self._place(state.question).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -301,51 +341,14 @@ class SecureSums:
         least = max(masks.LEAST_MEMBERS, self.least, threshold)
         if count < least:
             raise Refusal(
-                f"site {self.site}: {count} {what} of a secure sum, wanted {least} (its policy's min_members, and the sum's threshold)"
+                f"site {self.site}: {count} {what} of a secure sum, wanted {least} (its policy's min_members, the sum's threshold, and of shared "
+                "noise privacy.sharing_sites less privacy.silent_sites)"
             )
 
 
-def _texts(ask: wire.Config, key: str) -> list[str]:
+def texts(ask: wire.Config, key: str) -> list[str]:
     """A list of text in a message; an empty one travels as any empty list."""
     value = ask.get(key)
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise Refusal(f"the message's {key} must be a list of text")
     return [str(v) for v in value]
-
-
-@dataclass(frozen=True)
-class SumSession:
-    """One later exchange of a secure sum at a site; the question itself was a session of its own, and passed the policy."""
-
-    ask: wire.Config
-    sums: SecureSums
-    question: str
-
-    @classmethod
-    def of(
-        cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
-    ) -> SumSession:
-        """Read an exchange; raises `Refusal` on another protocol or a question that is none."""
-        ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
-        question = str(ask.get("sum", ""))
-        if not re.fullmatch("[0-9a-f]{64}", question):  # it names a folder
-            raise Refusal(f"site {site.name}: {question[:40]!r} is no question's digest")
-        return cls(ask, SecureSums(work, site.path, site.name, policy.min_members), question)
-
-    def admit(self, door: Door, kind: str) -> None:
-        """Nothing: the policy has admitted the question."""
-
-    @property
-    def stamp(self) -> wire.Config:
-        return {"sum": self.question}
-
-    def share(self) -> Answer:
-        return Answer(self.sums.share(self.question, self.ask))
-
-    def masked(self) -> Answer:
-        return Answer({}, self.sums.masked(self.question, self.ask))
-
-    def unmask(self) -> Answer:
-        # the hospital's log shows of whom the total is
-        return Answer(self.sums.unmask(self.question, self.ask) | {"members": _texts(self.ask, "came")})

@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from oncofed.client.admission import Admission
 from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
 from oncofed.client.device import choose_device, describe
+from oncofed.client.folds import in_site_folds, split_names
 from oncofed.client.greeting import greet, known_patients
-from oncofed.client.members import Identity
+from oncofed.client.members import Identity, Pins
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.reference import Reference
@@ -41,8 +43,9 @@ from oncofed.common.models.build import Model, Sizes
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
+from oncofed.common.privacy.sharing import SHARED_BITS, sharing_of
 from oncofed.common.scaling import Scaling
-from oncofed.common.splits import ALL_PATIENTS, NEVER, choose_validation
+from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
@@ -73,12 +76,15 @@ class Session:
     def of(
         cls, content: RecordDict, site: SiteFolder, work: Path, resident: Resident, own_device: str, policy: Policy
     ) -> Session:
-        """Read a request; raises `Refusal` on another protocol or a study that is not valid here."""
+        """Read a request, whose form is checked; raises `Refusal` on a study that is not valid here."""
         ask = wire.read_config(content, "ask")
-        wire.check_protocol(ask, "the server")
         try:
             study = Study.from_json(str(ask["study_json"]))
-        except (ValueError, KeyError) as error:
+        except RecursionError:
+            raise Refusal(
+                f"site {site.name}: the study in the message is not valid here: it is nested too deep"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
         fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
         known = set(range(study.splits.count)) | ({ALL_PATIENTS} if study.splits.refit else set())
@@ -108,12 +114,15 @@ class Session:
 
     def admit(self, door: Door, kind: str) -> None:
         """Refuse what the site's policy, or the study's own promise of privacy, does not allow."""
-        door.admit(kind, self.study)
+        signature = str(self.ask.get("signature", ""))
+        Admission(self.site.name, self.policy, self.site.path, door.simulated).study(kind, self.study, signature)
         if self.study.privacy.on and kind not in (wire.HELLO, wire.STATISTICS, wire.TRAIN, wire.EVALUATE):
             raise Refusal(
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        if sharing_of(self.study, kind):
+            self._check_sharing(simulated=door.simulated)
         if self.study.privacy.secure_sum and kind != wire.HELLO:
             door.masks.append(lambda total: self._under_masks(kind, total, forget=door.simulated))
         mechanisms = self._mechanisms(kind)
@@ -135,6 +144,16 @@ class Session:
             return (dataclasses.replace(of[TRAINING], count=study.training.local_steps), *counted)
         return ()
 
+    def _check_sharing(self, *, simulated: bool) -> None:
+        """Refuse to share noise with members whom nobody has agreed on, or in numbers that would be rounded after it is added."""
+        if not simulated:
+            Pins(self.site.path, self.work, self.site.name).want_agreement()
+        if self.ask.get("bits") != SHARED_BITS:
+            raise Refusal(
+                f"site {self.site.name}: a sum of {self.ask.get('bits')!r} fractional bits, shared noise lies on a lattice of {SHARED_BITS}; install "
+                "the same oncofed version on both sides"
+            )
+
     @property
     def counts_evidence(self) -> bool:
         """Whether counts of evidence leave with this round."""
@@ -155,14 +174,16 @@ class Session:
         study = f"{self.study.name} {self.study_digest}"
         what = "evaluation" if kind == wire.EVALUATE else kind.removeprefix("query.")
         cap = (self.study.privacy.epsilon, self.study.privacy.delta) if self.study.privacy.of_patients else None
+        purpose = f"{what}, noise of the total" if sharing_of(self.study, kind) else what
         return Release(
-            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, what, mechanisms, cap
+            f"{study}/{self.fold}/{self.phase}/{self.round}/{what}", self._asked, study, purpose, mechanisms, cap
         )
 
     @cached_property
     def _asked(self) -> str:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("study_json", "package", HASH, BASE))
+        unasked = ("study_json", "signature", "package", HASH, BASE)
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in unasked)
         sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
         return _digest([self._told, asked, sent])
 
@@ -174,7 +195,10 @@ class Session:
         bits = self.ask.get("bits")
         flags = [k for k in PLACES if self.ask.get(k) or k in self.arrays]
         slot = _digest([self._told, kind, self.fold, self.phase, self.round, flags])
-        return sums.begin(question, slot, self.study.name, total, bits, privacy.secure_threshold, forget=forget)  # type: ignore[arg-type]
+        shares = sharing_of(self.study, kind)
+        least, colluding = (shares.least, shares.colluding) if shares else (0, 0)
+        told = self.study.name, total, bits, privacy.secure_threshold
+        return sums.begin(question, slot, *told, least=least, colluding=colluding, forget=forget)  # type: ignore[arg-type]
 
     @property
     def fold(self) -> int:
@@ -362,30 +386,3 @@ class Session:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def in_site_folds(cohort: Cohort, study: Study, site: str) -> Cohort:
-    """The cohort with its folds, or, where whole sites are held out, with the site's number for all its patients."""
-    sites = study.splits.held_out_sites
-    if not sites:
-        return cohort
-    fold = sites.index(site) if site in sites else NEVER
-    return dataclasses.replace(cohort, fold=np.full(len(cohort), fold))
-
-
-def split_names(cohort: Cohort, study: Study, fold: int, site: str) -> np.ndarray:
-    """`train`, `validation` or `test` for each patient of a site's cohort in a fold."""
-    names = np.where(cohort.fold == fold, "test", "train").astype("<U10")
-    rows = np.flatnonzero(names == "train")
-    c = cohort
-    aside = choose_validation(
-        c.patient[rows],
-        c.cancer[rows],
-        c.event[rows],
-        share=study.splits.validation,
-        seed=study.seed,
-        fold=fold,
-        site=site,
-    )
-    names[rows[aside]] = "validation"
-    return names

@@ -11,19 +11,15 @@ from oncofed.client.modulation import Modulation
 from oncofed.client.objectives import class_log_prior, objective_for
 from oncofed.common.blocks import Blocks, Sum, weigh
 from oncofed.common.errors import Refusal
-from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.build import Model, get_weights, set_weights, trainable
-from oncofed.common.models.gene_moe import FIRST_LAYER, cancer_blocks
+from oncofed.common.models.gene_moe import cancer_blocks
 from oncofed.common.models.heads import class_blocks
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.models.path_gptomic import PathGPTOmic
 from oncofed.common.modulation import BRANCHES
+from oncofed.common.rates import learning_rate, modality_by_parameter, rates_of
 from oncofed.common.study import PRETRAIN, TRAIN, Study
 from torch import Tensor
-
-FIRST_LAYER_NAMES = frozenset(f"encoder.{name}" for name in FIRST_LAYER)
-SLOW = 0.1
-"""The first layer's rate beside the others' with `training.first_layer = "slow"`."""
 
 
 def train_locally(
@@ -103,45 +99,14 @@ def train_locally(
     return total if modulation is None else total | {BRANCHES: modulation.table}, mean_loss
 
 
-def learning_rate(study: Study, phase: str, round_: int) -> float:
-    """The local rate in round 1, 2, ... of a phase."""
-    t = study.steps(phase)
-    return t.learning_rate * _factor(study, phase, round_)
-
-
-def _factor(study: Study, phase: str, round_: int) -> float:
-    t = study.steps(phase)
-    return 1.0 if t.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * (round_ - 1) / t.rounds))
-
-
 def optimizer_for(model: Model, study: Study, phase: str, round_: int) -> torch.optim.Optimizer:
-    """Weight decay spares the baselines, hazards to be estimated and not shrunk to exp(0), and the few covariates.
-
-    A critic has an optimiser of its own (objectives.py).
-    """
-    t, rate = study.steps(phase), learning_rate(study, phase, round_)
-    covariate_rate, head_rate = (
-        r * _factor(study, phase, round_) for r in (study.training.covariate_rate, study.training.head_rate)
-    )
-    groups = []
-    for name, p in model.named_parameters():
-        if not p.requires_grad or name.startswith("critic."):
-            continue
-        own, decay = rate, t.weight_decay
-        if name == "head.log_baseline":
-            decay = 0.0
-        elif name.startswith("head.covariates."):
-            # each cancer's own coefficients rest on few patients a step: they follow more slowly than the shared ones
-            own, decay = covariate_rate * (SLOW if name.endswith(".own") else 1.0), 0.0
-        elif name.startswith("head.") and study.pretraining.rounds:
-            own = head_rate
-        elif phase == TRAIN and study.training.first_layer == "slow" and name in FIRST_LAYER_NAMES:
-            own = rate * SLOW
-        # heads are not modulated (path_gptomic.md, 1.3)
-        modality = model.modality_of(name) if isinstance(model, PathGPTOmic) and not name.startswith("head.") else None
-        if modality == PATHOLOGY:
-            own *= study.fusion.pathology_rate
-        groups.append({"params": [p], "lr": own, "weight_decay": decay, "modality": modality})
+    """The study's local optimiser, anew each round, with a rate and weight decay for every parameter."""
+    t, by_name = study.steps(phase), dict(model.named_parameters())
+    groups = [
+        {"params": [by_name[name]], "lr": r.learning_rate, "weight_decay": r.decay, "modality": r.modality}
+        for name, r in rates_of(modality_by_parameter(model), study, phase, round_).items()
+    ]
+    rate = learning_rate(study, phase, round_)
     if t.optimizer == "adam":
         betas = (0.5, 0.9) if phase == PRETRAIN and study.pretraining.critic else (0.9, 0.999)
         return torch.optim.AdamW(groups, lr=rate, betas=betas)

@@ -76,13 +76,3 @@ class SecureNoise:
     def chosen(self, count: int, rate: float) -> Tensor:
         """Rows of a Poisson sample: each of `count` by itself with probability `rate`."""
         return torch.nonzero(self.uniform(count) <= rate).squeeze(1)
-
-
-def share_of(deviation: float, sites: int, silent: int = 0) -> float:
-    """What each of `sites` adds so that their sum has `deviation` even when `silent` of them add nothing.
-
-    For sums that the server sees as a whole alone; until a secure sum carries them every site adds all of its noise.
-    """
-    if not 0 <= silent < sites:
-        raise ValueError(f"silent = {silent} must be at least 0 and below sites = {sites}")
-    return deviation / math.sqrt(sites - silent)

@@ -70,9 +70,24 @@ class Plan(Section, allow_inf_nan=False):
     )
     rho: float = Field(0.0, ge=0, description="of the log-rank test: weights S(t)^rho; 0: log-rank, 1: Peto and Peto")
     epsilon: float = Field(0.0, ge=0, description="differential privacy of km and logrank: cost to a patient; 0: none")
+    secure_sum: bool = Field(
+        False, description="the server sees sums over all hospitals alone, added under masks, and no hospital's own"
+    )
+    secure_threshold: int = Field(
+        0, ge=0, description="hospitals that must be there at every step of such a sum; 0: floor(2n/3) + 1 of n"
+    )
     min_sites: int = Field(2, ge=1, description="fewer good answers stop the analysis")
     wait_sites_s: float = Field(300.0, gt=0, description="deadline for min_sites to come online")
     timeout_s: float = Field(3600.0, gt=0, description="a site that has not answered by then is left out")
+    roster: str = Field(
+        "",
+        description="roster.json of the coordinator's folder: nodes that are no member's by it are left out; empty: any node",
+    )
+    signature: str = Field(
+        "",
+        pattern="^([0-9a-f]{128})?$",
+        description="the coordinator's, of the plan (oncofed study sign); empty: unsigned",
+    )
     out: str = Field("analysis", description="folder for the report; the coordinator's own")
 
     @model_validator(mode="before")
@@ -109,10 +124,34 @@ class Plan(Section, allow_inf_nan=False):
             raise ValueError(
                 f"grid_months = {self.grid_months} makes {len(self.starts)} intervals, at most {MOST_CELLS} are asked for; widen it"
             )
+        self._check_hidden()
         columns = [g.column for g in self.groupings]
         if len(set(columns)) < len(columns):
             raise ValueError(f"a column groups twice: {columns}")
         return self
+
+    def _check_hidden(self) -> None:
+        """Refuse what needs one hospital's own numbers, where totals alone are shown."""
+        if not self.secure_sum:
+            if self.secure_threshold:
+                raise ValueError("secure_threshold is of sums under masks; set secure_sum = true, or leave it at 0")
+            return
+        if self.secure_threshold in (1, 2):
+            raise ValueError(
+                f"secure_threshold = {self.secure_threshold}: of two hospitals each would know the other's sums; set it to 3 or more, or to 0"
+            )
+        if self.times == "exact":
+            raise ValueError(
+                "times = 'exact' has every hospital name its event times, which are no sum; with secure_sum use times = 'grid', as fine as "
+                "hospitals let it be (grid_months)"
+            )
+        named = [
+            g for g in (self.group, *self.strata, *self.where, *self.test) if g and Grouping.parse(g).column == SITE
+        ]
+        if named:
+            raise ValueError(
+                f"{named[0]!r} sets hospitals apart, and the total of one hospital's patients is its own; with secure_sum leave it out"
+            )
 
     @property
     def compared(self) -> tuple[Grouping, ...]:

@@ -377,5 +377,14 @@ class Runtime(Section):
     round_timeout_s: float = Field(
         3600.0, gt=0, description="a site that has not answered by then is left out of the round"
     )
+    roster: str = Field(
+        "",
+        description="roster.json of the coordinator's folder: nodes that are no member's by it are left out; empty: any node",
+    )
+    signature: str = Field(
+        "",
+        pattern="^([0-9a-f]{128})?$",
+        description="the coordinator's, of the study (oncofed study sign); empty: unsigned",
+    )
     resume: bool = Field(False, description="continue after the last checkpointed round")
     keep_checkpoints: int = Field(3, ge=1, description="checkpoints of a phase that stay: those of its last rounds")

@@ -17,6 +17,7 @@ from oncofed.common.inspection import Analysis, Evaluation
 from oncofed.common.modalities import MODALITIES, RNA
 from oncofed.common.privacy.refusals import broken_by, hidden_by_masks
 from oncofed.common.privacy.settings import Privacy
+from oncofed.common.privacy.sharing import not_shared
 from oncofed.common.section import Section, join_text, split_text
 from oncofed.common.sections import (
     Fusion,
@@ -119,6 +120,9 @@ class Study(Section):
         hidden = hidden_by_masks(self)
         if hidden:
             raise ValueError("privacy.secure_sum shows the server totals alone:\n    " + "\n    ".join(hidden))
+        unshared = not_shared(self)
+        if unshared:
+            raise ValueError(f"privacy.noise = '{self.privacy.noise}' cannot be:\n    " + "\n    ".join(unshared))
         broken = broken_by(self)
         if broken:
             raise ValueError(f"privacy.unit = '{self.privacy.unit}' cannot be promised:\n    " + "\n    ".join(broken))
@@ -258,7 +262,8 @@ class Study(Section):
 
     @classmethod
     def from_json(cls, text: str) -> Study:
-        return cls.parse(json.loads(text), "study in the message")
+        """The inverse of `model_dump_json`; numbers that are none are refused: no bound would hold for them."""
+        return cls.parse(json.loads(text, parse_constant=_no_number), "study in the message")
 
     def changed(self, **dotted: Any) -> Study:
         """A validated copy with dotted keys replaced, written with `__` for the dot: `changed(training__rounds=3)`."""
@@ -271,6 +276,10 @@ class Study(Section):
         for key, value in _flatten(self.model_dump()):
             flat[key] = join_text(value) if isinstance(value, list | tuple) else value
         return flat
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 RUN_KEYS = ("study", "plan", "sites")

@@ -151,6 +151,11 @@ def weibull_on_grid(baseline_C2: np.ndarray, grid: TimeGrid) -> np.ndarray:
     return np.log(np.maximum(months / grid.widths, 1e-12))
 
 
+def baseline_on_grid(loss: str, baseline: np.ndarray, grid: TimeGrid) -> np.ndarray:
+    """The log hazard `[C, K]` in each interval of the grid that a head's baselines, `[C, K]` or a Weibull's `[C, 2]`, say."""
+    return weibull_on_grid(baseline, grid) if loss == "weibull" else baseline.astype(np.float64)
+
+
 def initial_baseline(loss: str, events: np.ndarray, exposure: np.ndarray, grid: TimeGrid) -> np.ndarray:
     """First baselines `[C, K]` of a loss, or the `[C, 2]` of a Weibull, from events and months of exposure on `PUBLIC_EDGES`."""
     return on_grid(loss, coarsen(events, grid), coarsen(exposure, grid))

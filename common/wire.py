@@ -7,6 +7,7 @@ A request carries `ask` (versions, study, phase, round, panel hash) and, where n
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -29,6 +30,8 @@ NETWORK_GENES = "network/genes"
 Config = dict[str, bool | int | float | str | list[str] | list[float]]
 
 _RAW = "raw.little-endian"
+MOST_AXES = 16
+"""Of an array; no sum has more than five."""
 
 
 @functools.cache
@@ -110,12 +113,17 @@ def _unpack(name: str, array: Array) -> np.ndarray:
         raise Refusal(
             f"array '{name}' is packed as {array.stype!r}, expected {_RAW!r}; install the same oncofed version on both sides"
         )
-    kind = np.dtype(array.dtype)
+    try:
+        kind = np.dtype(array.dtype)
+    except (TypeError, ValueError):
+        raise Refusal(
+            f"array '{name}' has dtype {array.dtype[:40]!r}, which is none; only plain numbers travel"
+        ) from None
     if kind.kind not in "fiub":
         raise Refusal(f"array '{name}' has dtype {array.dtype}; only plain numbers travel")
-    flat = np.frombuffer(array.data, dtype=kind.newbyteorder("<"))
-    if flat.size != int(np.prod(array.shape, dtype=np.int64)):
+    wanted = math.prod(array.shape) * kind.itemsize  # of whole numbers without bounds: no product wraps around
+    if any(n < 0 for n in array.shape) or len(array.data) != wanted or len(array.shape) > MOST_AXES:
         raise Refusal(
-            f"array '{name}' holds {flat.size} numbers, its shape {array.shape} wants {int(np.prod(array.shape))}"
+            f"array '{name}' holds {len(array.data)} bytes, its shape {tuple(array.shape)[:MOST_AXES]} of {kind} wants {wanted}"
         )
-    return flat.reshape(array.shape)
+    return np.frombuffer(array.data, dtype=kind.newbyteorder("<")).reshape(array.shape)

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from oncofed.deploy.cli_analyse import analyse_cli
+from oncofed.deploy.cli_consortium import consortium_cli
 from oncofed.deploy.cli_data import data_cli
-from oncofed.deploy.cli_site import site_cli
+from oncofed.deploy.cli_policy import site_cli
+from oncofed.deploy.cli_server import server_cli
 from oncofed.deploy.cli_study import study_cli
 from rich.console import Console
 from rich.logging import RichHandler
@@ -30,6 +32,8 @@ cli.add_typer(site_cli, name="site")
 cli.add_typer(data_cli, name="data")
 cli.add_typer(study_cli, name="study")
 cli.add_typer(analyse_cli, name="analyse")
+cli.add_typer(consortium_cli, name="consortium")
+cli.add_typer(server_cli, name="server")
 
 out = Console()
 err = Console(stderr=True)
@@ -215,6 +219,23 @@ def smooth_command(
             "[yellow]note[/] it has hardly learned: more --steps, more samples, or labels that expression can tell"
         )
     out.print(escape(f"smoothing: {done.file}"))
+
+
+@cli.command("health")
+def health_command(
+    address: Annotated[
+        str, typer.Argument(help="HOST:PORT that --health of a server or a site names")
+    ] = "127.0.0.1:8081",
+    service: Annotated[
+        str, typer.Option(help="ready, or one process: node, link, exec, edge; without it, all run")
+    ] = "",
+) -> None:
+    """Ask a running server or site how it is, by the gRPC health protocol. Exit code 0: serving; 1: not."""
+    from oncofed.deploy.health import check
+
+    told = check(address, service)
+    out.print(escape(told))
+    raise typer.Exit(0 if told == "SERVING" else 1)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -31,6 +31,9 @@ Engine = Annotated[
     Literal["local", "ray", "superlink"],
     typer.Option(help="local (in this process) | ray | superlink (real processes)"),
 ]
+Masks = Annotated[
+    bool, typer.Option("--secure-sum", help="the server sees totals over all sites alone, added under masks")
+]
 MinSites = Annotated[int, typer.Option(min=1, help="fewer good answers stop the analysis")]
 GROUP = "the grouping that is compared: site, cancer_type, a column, or 'column=a|b'"
 
@@ -57,6 +60,7 @@ def analyse_cox(
     grid_months: Step = 3.0,
     horizon_months: Horizon = 0.0,
     steps: Annotated[int, typer.Option(min=1, max=50, help="Newton steps at most")] = 10,
+    secure_sum: Masks = False,
     min_sites: MinSites = 2,
     target: Target = Path("analysis"),
     engine: Engine = "local",
@@ -75,6 +79,7 @@ def analyse_km(
     grid_months: Step = 3.0,
     horizon_months: Horizon = 0.0,
     epsilon: Annotated[float, typer.Option(min=0, help="differential privacy: what it costs a patient; 0: none")] = 0.0,
+    secure_sum: Masks = False,
     min_sites: MinSites = 2,
     target: Target = Path("analysis"),
     engine: Engine = "local",
@@ -94,6 +99,7 @@ def analyse_logrank(
     grid_months: Step = 3.0,
     horizon_months: Horizon = 0.0,
     epsilon: Annotated[float, typer.Option(min=0, help="differential privacy: what it costs a patient; 0: none")] = 0.0,
+    secure_sum: Masks = False,
     min_sites: MinSites = 2,
     target: Target = Path("analysis"),
     engine: Engine = "local",

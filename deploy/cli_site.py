@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -138,3 +139,112 @@ def site_predict(
         out.print(escape(f"{len(sets)} pathways of {len(prediction.cohort)} patients: {beside}"))
     if attention:
         out.print(escape(f"{looked.slides} slides of {looked.patients} patients: {attention}"))
+
+
+@site_cli.command("enrol")
+def site_enrol(
+    kit: Annotated[Path, typer.Argument(help="start-up kit of the coordinator, a zip or a folder")],
+    folder: Annotated[Path, typer.Option("--site", help="site folder")],
+    work_dir: Annotated[Path | None, typer.Option(help="where keys are kept; without it, SITE/.oncofed")] = None,
+    fingerprint: Annotated[str, typer.Option(help="as the coordinator reads it out: another one is refused")] = "",
+) -> None:
+    """Join a consortium: make the hospital's keys here, trust this coordinator, and write the public keys for it."""
+    from oncofed.client.enrol import enrol
+
+    done = enrol(kit, folder, work_dir, fingerprint)
+    out.print(escape(f"{done.kit.member} trusts the coordinator of {done.kit.consortium}"))
+    for note in done.notes:
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+    out.print(f"fingerprint of the consortium: [bold]{done.consortium_fingerprint}[/]")
+    out.print(f"fingerprint of your keys:      [bold]{done.enrolment.fingerprint}[/]")
+    out.print("compare both with the coordinator by telephone, at a number that does not come with the kit")
+    out.print(escape(f"send to the coordinator: {done.file}"), soft_wrap=True)
+
+
+@site_cli.command("roster")
+def site_roster(
+    file: Annotated[Path, typer.Argument(help="roster.json, as the coordinator sent it")],
+    folder: Annotated[Path, typer.Option("--site", help="site folder")],
+) -> None:
+    """Take in who is a member of the consortium; an older roster, or one that the coordinator did not sign, is refused."""
+    from oncofed.client.consortium import accept_roster
+
+    roster, before = accept_roster(folder, file)
+    table = Table(title=escape(f"{roster.consortium}, roster {roster.serial} of {roster.issued}"), title_justify="left")
+    for column in ("member", "status", "before"):
+        table.add_column(column)
+    for name in sorted(roster.members.keys() | (before.members.keys() if before else set())):
+        now, then = roster.members.get(name), before.members.get(name) if before else None
+        changed = now and then and (now.identity, now.node_key) != (then.identity, then.node_key)
+        was = "" if then is None or then == now else then.status
+        table.add_row(escape(name), now.status if now else "gone", "other keys" if changed else was)
+    out.print(table)
+
+
+WorkDir = Annotated[Path | None, typer.Option(help="the work folder of the enrolment; without it, FOLDER/.oncofed")]
+
+
+@site_cli.command("start")
+def site_start(
+    folder: Annotated[Path, typer.Argument(help="site folder that has enrolled")],
+    work_dir: WorkDir = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda:0, whatever a study says")] = "",
+    log_to_stdout: Annotated[
+        bool, typer.Option("--log-to-stdout", help="log to standard output and not to WORK/logs")
+    ] = False,
+    health: Annotated[str, typer.Option(help="tell health by gRPC at HOST:PORT, for probes")] = "",
+) -> None:
+    """Run the hospital's node until SIGTERM. It dials out; nothing outside can connect to it."""
+    from oncofed.deploy.health import HealthServer
+    from oncofed.deploy.node import Readiness, SiteNode
+
+    node = SiteNode.open(folder, work_dir, device)
+    supervisor = node.supervisor(None if log_to_stdout else node.work / "logs")
+    out.print(
+        escape(f"{node.kit.member} dials {node.dials}; logs: {'here' if log_to_stdout else node.work / 'logs'}"),
+        soft_wrap=True,
+    )
+    with HealthServer(health, Readiness(node, supervisor).health) if health else contextlib.nullcontext():
+        supervisor.run()
+
+
+@site_cli.command("status")
+def site_status(
+    folder: Annotated[Path, typer.Argument(help="site folder")],
+    work_dir: WorkDir = None,
+) -> None:
+    """Show whether the node runs and is connected. Exit code 1 when not."""
+    from oncofed.deploy.cli_server import print_processes
+    from oncofed.deploy.node import SiteNode
+    from oncofed.deploy.running import Running
+
+    told = Running.read(SiteNode.open(folder, work_dir).status_file)
+    print_processes([(told.name, told.process, told.services)])
+    if told.process:
+        out.print(f"to end it: kill {told.process}")
+    raise typer.Exit(0 if told.ready else 1)
+
+
+@site_cli.command("preflight")
+def site_preflight(
+    folder: Annotated[Path, typer.Argument(help="site folder that has enrolled")],
+    work_dir: WorkDir = None,
+    data: Annotated[bool, typer.Option(help="read the patients' tables, as site check does")] = True,
+) -> None:
+    """Before the node starts: network, certificates, clock, keys, disk, GPU, data. Exit code 1 when something must be mended."""
+    from oncofed.deploy.preflight.run import preflight
+
+    with err.status("checking"):
+        report = preflight(folder, work_dir, data=data)
+    table = Table(title=escape(report.title), title_justify="left")
+    for column in ("check", "", "seen"):
+        table.add_column(column)
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for c in report.checks:
+        remedy = f"\n[dim]{escape(c.remedy)}[/]" if c.remedy else ""
+        table.add_row(c.name, f"[{styles[c.level]}]{c.level}[/]", f"{escape(c.seen)}{remedy}")
+    out.print(table)
+    if report.firewall:
+        out.print(f"\n[bold]For the firewall team:[/]\n{escape(report.firewall)}", soft_wrap=True)
+    out.print("[green]ready to start[/]" if report.ok else "[red]not ready: mend what fails above[/]")
+    raise typer.Exit(0 if report.ok else 1)

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from oncofed.deploy.cli_operate import add_operation
+from oncofed.deploy.cli_web import add_web
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: check a study, and read what it found.")
+add_operation(study_cli)
+add_web(study_cli)
 out = Console()
 
 
@@ -20,6 +24,43 @@ def study_check(file: Annotated[Path, typer.Argument(help="study TOML file")]) -
     from oncofed.common.study import Study
 
     out.print_json(Study.from_toml(file).model_dump_json())
+
+
+@study_cli.command("sign")
+def study_sign(
+    file: Annotated[Path, typer.Argument(help="study TOML file, or a plan's (with a top-level kind)")],
+    key: Annotated[Path, typer.Option(help="coordinator.key of the coordinator's folder")],
+) -> None:
+    """Sign a study or a plan: FILE.sig holds the signature, which travels with every question; a change of the text voids it."""
+    from oncofed.common import signing
+    from oncofed.common.files import write_text
+    from oncofed.common.signed_study import SUFFIX, read_file, sign
+
+    asked = read_file(file)
+    try:
+        private = bytes.fromhex(key.read_text().strip())
+        public = signing.public_of(private)
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{key} is no key of 64 hex digits; name the coordinator.key of oncofed consortium init"
+        ) from None
+    beside = file.with_name(file.name + SUFFIX)
+    write_text(beside, sign(asked, private) + "\n")
+    out.print(escape(f"'{asked.name}' signed by {public}: {beside}"), soft_wrap=True, highlight=False)
+
+
+@study_cli.command("bundle")
+def study_bundle(
+    target: Annotated[Path, typer.Option("--out", help="folder for the file")] = Path(),
+) -> None:
+    """Write the Flower bundle of this version of oncofed, to be sent to hospitals that approve code: no code and no study is in it."""
+    import hashlib
+
+    from oncofed.deploy.bundle import build_bundle
+
+    file = build_bundle(target)
+    out.print(escape(f"bundle:  {file}"), soft_wrap=True)
+    out.print(f"SHA-256: {hashlib.sha256(file.read_bytes()).hexdigest()}", highlight=False)
 
 
 @study_cli.command("start")
@@ -106,7 +147,8 @@ def study_resume(
 ) -> None:
     """Go on after a crash where the last checkpoint is: the weights become those of a run that nothing interrupted."""
     from oncofed.deploy.comparison.present import print_tables
-    from oncofed.deploy.loopback import submit, wait
+    from oncofed.deploy.loopback import wait
+    from oncofed.deploy.operate.control import submitted
     from oncofed.deploy.resume import bundle_of, configured, flwr_command, interrupted, resume_simulation
     from oncofed.deploy.started import Started
 
@@ -128,9 +170,9 @@ def study_resume(
     if not connection:
         out.print("Flower's configuration names no SuperLink: run this where it does, or name one with --superlink")
         return
-    run = submit(bundle, connection)
-    out.print(f"run {run} on '{escape(connection)}'", soft_wrap=True)
-    wait(run, connection)
+    run = submitted(study, connection)
+    out.print(f"run {run.run} on '{escape(connection)}'", soft_wrap=True)
+    wait(run.run, connection)
     out.print("finished")
 
 

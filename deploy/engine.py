@@ -5,10 +5,13 @@ The one module that touches Flower's private parts; `check_version` guards them.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
+from oncofed.common.errors import Refusal
 from oncofed.deploy.bundle import write_bundle
 
 TESTED_FLOWER = "1.41"
@@ -192,3 +196,68 @@ def run_on_ray(
                 "init_args": {"include_dashboard": False},
             },
         )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the SuperLink knows it. `key` is PEM; `status` is Flower's: registered, online, offline or unregistered."""
+
+    identifier: int
+    key: bytes
+    status: str
+    online_until: float
+    """Seconds since 1970 that the last heartbeat reaches to; 0 where there was none."""
+    activated: str
+
+
+def nodes_of(database: Path) -> list[Node]:
+    """All nodes that a SuperLink's database has, none before it was made; `flwr supernode list` tells neither keys nor names."""
+    check_version()
+    if not database.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as link:
+        if not link.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'node'").fetchall():
+            return []
+        rows = link.execute("SELECT node_id, public_key, status, online_until, last_activated_at FROM node").fetchall()
+    return [
+        Node(n % 2**64, bytes(key or b""), status, float(until or 0), at or "") for n, key, status, until, at in rows
+    ]
+
+
+def guarded_clientapp(site: str) -> None:
+    """Flower's `flwr-clientapp` at a hospital that approves bundles: it runs the installed oncofed, whatever a bundle names, and that only for
+    a bundle whose SHA-256 stands among the approvals in the site's folder. No bundle is unpacked."""
+    check_version()
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as runtime
+
+    # oncofed is imported once the process has reported to its SuperNode, which gives up on one that is slow to begin
+    def check(fab_file: bytes, *_: object, **__: object) -> Path:
+        from oncofed.client.approval import RUNNING, Approvals
+
+        bundle, name = hashlib.sha256(fab_file).hexdigest(), Path(site).name
+        try:
+            Approvals(Path(site), name).check_bundle(bundle)
+        except OSError as error:  # whose text names paths
+            raise Refusal(f"site {name}: its approvals cannot be read ({type(error).__name__})") from None
+        os.environ[RUNNING] = bundle
+        return Path(site)
+
+    def load(*_: object) -> ClientApp:
+        from oncofed.client.app import app
+
+        return app
+
+    def no_dependencies(*_: object, **__: object) -> None:
+        raise Refusal("this node installs nothing at run time")
+
+    runtime.install_from_fab = check  # type: ignore[assignment]
+    runtime.get_project_dir = lambda *_: Path(site)
+    runtime.install_app_dependencies = no_dependencies  # type: ignore[assignment]
+    runtime.get_load_client_app_fn = lambda *_, **__: load
+    flwr_clientapp()
+
+
+def refuse_program(name: str) -> None:
+    """In place of a program of Flower's that a coordinator could have a node start."""
+    raise SystemExit(f"{name}: this node runs the ClientApp of oncofed and nothing else (oncofed site approve)")

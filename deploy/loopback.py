@@ -6,25 +6,19 @@ For rehearsals and tests; a deployment across hospitals adds TLS, node authentic
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from oncofed.deploy.bundle import write_bundle
+from oncofed.deploy.bundle import run_options, write_bundle
 from oncofed.deploy.engine import QUIET, check_version
-
-_LIBC = ctypes.CDLL(None)
-STOP_S = 12.0
-"""Flower forces its own exit after 5 s; only then is a process killed."""
+from oncofed.deploy.processes import Child, flower_environment, free_port
 
 
 def run_on_superlink(
@@ -40,8 +34,8 @@ def run_on_superlink(
 
 
 def submit(bundle: Path, connection: str = "", *, home: Path | None = None) -> str:
-    """Start a run of a bundle; returns its id. Without `home` the connections are those of the user's own Flower."""
-    return str(_flwr(home, "run", bundle, *([connection] if connection else []))["run-id"])
+    """Start a run of a bundle, with the run config beside it; returns its id. Without `home` the connections are those of the user's own Flower."""
+    return str(flwr(home, "run", bundle, *([connection] if connection else []), *run_options(bundle))["run-id"])
 
 
 def wait(
@@ -53,11 +47,11 @@ def wait(
     while True:
         # `flwr run --stream` exits with 0 even when the run failed: only the listing tells.
         asked = time.monotonic()
-        state = _flwr(home, "list", *where, "--run-id", run)["runs"][0]
+        state = flwr(home, "list", *where, "--run-id", run)["runs"][0]
         if state["status"].startswith("finished"):
             break
         if time.monotonic() > deadline:
-            _flwr(home, "stop", run, *where)
+            flwr(home, "stop", run, *where)
             raise TimeoutError(f"the run did not finish within {timeout_s:g} s; {hint}")
         time.sleep(max(1.0, 2 * (time.monotonic() - asked)))  # the command takes a second of a core that sites need
     if state["status"] != "finished:completed":
@@ -75,7 +69,7 @@ class Loopback:
 
     def __init__(self, root: Path, node_configs: list[str], host: str = "127.0.0.1") -> None:
         check_version()
-        self.root, self.home, self.port = root, root / "home-cli", _free_port()
+        self.root, self.home, self.port = root, root / "home-cli", free_port()
         self.url = f"127.0.0.1:{self.port}"
         link: list[Any] = ["flower-superlink", "--insecure", "--host", host, "--port", self.port]
         link += ["--isolation", "process", "--database", root / "link.db", "--disable-runtime-dependency-installation"]
@@ -85,7 +79,7 @@ class Loopback:
         }
         node = ["flower-supernode", "--insecure", "--superlink", self.url]
         for i, config in enumerate(node_configs):
-            self.commands[f"node-{i}"] = [*node, "--port", _free_port(), "--node-config", config]
+            self.commands[f"node-{i}"] = [*node, "--port", free_port(), "--node-config", config]
         self.processes: dict[str, _Process] = {}
 
     def __enter__(self) -> Loopback:
@@ -119,59 +113,25 @@ class Loopback:
         self.processes[name].kill()
 
 
-class _Process:
-    """One Flower process in a session of its own, so that its children end with it."""
+class _Process(Child):
+    """One Flower process with a log and a home below `root`."""
 
     def __init__(self, command: list[Any], root: Path, name: str, home: str = "") -> None:
-        folder = root / f"work-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.log: IO[bytes] = (root / f"{name}.log").open("ab")
-        self.process = subprocess.Popen(
-            list(map(str, command)),
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=_environment(root / f"home-{home or name}"),  # whose PATH leads to Flower's programs
-            cwd=folder,
-            start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-
-    def ask_to_stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-
-    def stop(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_S)
-        self.kill()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.log.close()
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f"{name}.log").open("ab") as log:
+            environment = flower_environment(root / f"home-{home or name}")
+            super().__init__(command, folder=root / f"work-{name}", environment=environment, output=log)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    home.mkdir(parents=True, exist_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return inherited | QUIET | {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "PATH": path}
-
-
-def _end_with_parent() -> None:
-    """In a new process: a SIGTERM when this one is killed, or its federation would run on without it."""
-    pr_set_pdeathsig = 1
-    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def _flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
+def flwr(home: Path | None, *arguments: object) -> dict[str, Any]:
+    """The answer of a `flwr` command; raises `RuntimeError` with what it said where it failed."""
     command = [str(Path(sys.executable).parent / "flwr"), *map(str, arguments), "--format", "json"]
-    environment = _environment(home) if home else os.environ | QUIET
+    environment = flower_environment(home) if home else os.environ | QUIET
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     answer = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     if not answer.get("success"):
-        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {done.stdout[-800:]} {done.stderr[-800:]}")
+        told = str(answer.get("error-message", "")) or f"{done.stdout[-800:]} {done.stderr[-800:]}"
+        raise RuntimeError(f"flwr {arguments[0]} failed ({done.returncode}): {' '.join(told.split())}")
     return answer
 
 
@@ -181,15 +141,9 @@ def _wait_healthy(url: str, process: _Process, root: Path) -> None:
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://{url}/health", timeout=1)
             return
-        if process.process.poll() is not None or time.monotonic() > deadline:
+        if not process.alive or time.monotonic() > deadline:
             raise RuntimeError(f"the SuperLink did not start; see {root / 'link.log'}\n{_tail(root)}")
         time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _tail(root: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.common.study import Study
-from oncofed.deploy.bundle import write_bundle
+from oncofed.deploy.bundle import run_options, write_bundle
 from oncofed.deploy.comparison.compare import compare
 from oncofed.deploy.comparison.present import write_comparison
 from oncofed.deploy.started import Engine, Started
@@ -57,7 +57,9 @@ def bundle_of(study: Study) -> Path:
 
 def flwr_command(bundle: Path, connection: str) -> str:
     """What starts a bundle from a shell."""
-    return shlex.join(["flwr", "run", str(bundle), *([connection] if connection else []), "--stream"])
+    return shlex.join(
+        ["flwr", "run", str(bundle), *([connection] if connection else []), *run_options(bundle), "--stream"]
+    )
 
 
 def configured() -> str:

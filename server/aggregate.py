@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 from oncofed.common.blocks import EVIDENCE, Blocks, Sum
 from oncofed.common.fixed_point import LIMIT, TooLarge, from_integers, peak_of
+from oncofed.common.sum_coding import FINER
 
 UPDATE_BITS, STATISTICS_BITS = 40, 30
 """Resolution 1e-12 for training sums (up to 4.6e6 in total), 1e-9 for statistics (up to 4.7e9)."""
@@ -26,7 +27,6 @@ _CHUNK = 1 << 16
 """Numbers that are worked on at once: they stay in a core's cache from the first look to the sum."""
 _SPAN = 1 << 20
 """Numbers that a thread takes at once; numpy lets go of the interpreter, so threads help. Smaller sums go without."""
-_FINER = 50
 
 Span = tuple[str, int]
 
@@ -133,7 +133,7 @@ class Accumulator:
         enter(total, rounded.astype(np.int64), out=total)
         if self._rest:
             rest = self._rest[name].reshape(-1)[there]
-            finer = (scaled - rounded).astype(np.float64) * 2.0**_FINER
+            finer = (scaled - rounded).astype(np.float64) * 2.0**FINER
             enter(rest, np.rint(finer).astype(np.int64), out=rest)
 
     def total(self) -> Sum:
@@ -147,7 +147,7 @@ class Accumulator:
             counts[:] = 0
         total = from_integers(self._total, self.bits)
         for name, rest in self._rest.items():
-            total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - _FINER)
+            total[name] = total[name] + np.ldexp(rest.astype(np.float64), -self.bits - FINER)
         return total
 
 

@@ -22,6 +22,7 @@ from oncofed.common.plan import Plan
 from oncofed.common.progress import progress_bar
 from oncofed.common.saved import SavedModel
 from oncofed.common.sections import Panel
+from oncofed.common.signed_study import signature_beside, with_signature
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
 from oncofed.server.classical import run_plan
@@ -29,6 +30,8 @@ from oncofed.server.evaluation import load_tables
 from oncofed.server.fold import FoldRun
 from oncofed.server.inquiry import greeting
 from oncofed.server.interpret import interpret
+from oncofed.server.journal import JOURNAL, Journal
+from oncofed.server.membership import Membership
 from oncofed.server.pooled_classes import summarise_classes
 from oncofed.server.pooled_evaluation import summarise
 from oncofed.server.privacy import statement
@@ -46,25 +49,39 @@ def main(grid: Grid, context: Context) -> None:
     """Read the study from the run config (or the file that it names) and run it; or the plan of a classical analysis."""
     config = dict(context.run_config)
     if config.get("plan"):
-        run_plan(Plan.read(str(config["plan"])), grid)
+        run_plan(_signed(Plan.read(str(config["plan"])), str(config["plan"]), config), grid)
         return
     file = str(config.get("study", ""))
     if file:
         own = {key: config[key] for key in ("runtime.out", "runtime.resume") if config.get(key) != DEFAULTS[key]}
-        study = Study.from_toml(Path(file), own)
+        study = _signed(Study.from_toml(Path(file), own), file, config)
     else:
         study = Study.from_run_config(config)
     run_study(study, grid)
 
 
+def _signed(asked: Any, file: str, config: Mapping[str, Any]) -> Any:
+    """A study or a plan with the signature of the run config, or of the file beside it."""
+    given = str(config.get("runtime.signature", ""))
+    if not given and not file.lstrip().startswith("{"):
+        given = signature_beside(Path(file))
+    return with_signature(asked, given) if given else asked
+
+
 def run_study(study: Study, grid: Grid) -> dict[str, Any]:
     """Run all folds of a study; writes `results.json` and a model a fold below `runtime.out`, and returns the results."""
-    with opened(study) as out:
-        return _run_study(study, grid, out)
+    with opened(study) as out, Journal.opened(out / JOURNAL) as journal:
+        try:
+            return _run_study(study, grid, out, journal)
+        except BaseException as error:  # also when it is stopped
+            journal.failure(error)
+            raise
 
 
-def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
-    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s)
+def _run_study(study: Study, grid: Grid, out: Path, journal: Journal) -> dict[str, Any]:
+    roster = Roster(grid, study.runtime.wait_sites_s, study.runtime.round_timeout_s, journal=journal)
+    if study.runtime.roster:
+        roster.membership = Membership.of(study.runtime.roster)
     roster.gather(study.aggregation.min_sites, greeting(study))
     if study.splits.every_site:
         study = study.changed(splits__held_out_sites=roster.sites)
@@ -92,8 +109,17 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
     def keep() -> None:
         write_text(out / RESULTS, json.dumps(results, indent=1), durable=True)
 
+    rounds = sum(study.steps(phase).rounds for phase in study.phases)
+    journal.write(
+        "started",
+        study=study.name,
+        package=wire.package_version(),
+        folds=folds,
+        rounds=rounds,
+        resume=study.runtime.resume,
+        sites=roster.sites,
+    )
     with progress_bar() as progress:
-        rounds = sum(study.steps(phase).rounds for phase in study.phases)
         bar = progress.add_task("federation", total=len(folds) * rounds)
 
         def advance(news: str) -> None:
@@ -118,6 +144,7 @@ def _run_study(study: Study, grid: Grid, out: Path) -> dict[str, Any]:
         results |= interpret(out, folds, sets)
     results["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     keep()
+    journal.write("finished")
     return results
 
 

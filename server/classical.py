@@ -27,9 +27,11 @@ from oncofed.common.metrics import ratio
 from oncofed.common.plan import Plan
 from oncofed.common.survival import RISK_EDGES
 from oncofed.server.aggregate import TooLarge
+from oncofed.server.membership import Membership
 from oncofed.server.questions import Questions, SiteLost, check_greeting
 from oncofed.server.report.analysis import render_analysis
 from oncofed.server.roster import NotEnoughSites, Roster
+from oncofed.server.secure_questions import SecureQuestions
 
 log = logging.getLogger("oncofed.server")
 
@@ -49,7 +51,9 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
     """Run a plan over the sites; writes `analysis.json` and `analysis.html` below `plan.out`, and returns the result."""
     begin = time.perf_counter()
     roster = Roster(grid, plan.wait_sites_s, plan.timeout_s, wire.ANALYSE, check_greeting)
-    questions = Questions(plan, roster)
+    if plan.roster:
+        roster.membership = Membership.of(plan.roster)
+    questions = (SecureQuestions if plan.secure_sum else Questions)(plan, roster)
     questions.begin()
     while True:
         try:
@@ -58,7 +62,7 @@ def run_plan(plan: Plan, grid: Grid) -> dict[str, Any]:
         except SiteLost as lost:
             log.warning("%s; the analysis begins anew without it", lost)
     result = {
-        "plan": plan.model_dump(mode="json", exclude={"out"}),
+        "plan": plan.model_dump(mode="json", exclude={"out", "roster", "signature"}),
         "package": wire.package_version(),
         "sites": sorted(questions.members),
         "left_out": roster.left_out,
@@ -157,15 +161,15 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
     """C-index of a fit on the plan's test patients, within strata: of pairs within sites, and of all sites from one table."""
     strata = len(questions.names(questions.plan.stratified))
     names = ("patients", "events", "concordant", "comparable")
-    pairs = questions.by_site("pairs", sent, dict.fromkeys(names, (strata,)))
-    if not pairs:
+    whole, pairs, _ = questions.of_tested("pairs", sent, dict.fromkeys(names, (strata,)))
+    if whole is None:
         raise ValueError(
             f"no site evaluates the fit on the patients of test = {list(questions.plan.test)}: {questions.reasons}"
         )
     by_site = {site: {k: float(p[k].sum()) for k in names} for site, p in pairs.items()}
-    whole = {k: sum(row[k] for row in by_site.values()) for k in names}
+    summed = {k: float(whole[k].sum()) for k in names}
     found: dict[str, Any] = {
-        "c_index_within_sites": {"value": _share(whole), "pairs": whole["comparable"]},
+        "c_index_within_sites": {"value": _share(summed), "pairs": summed["comparable"]},
         "by_site": {
             s: {"patients": row["patients"], "pairs": row["comparable"], "value": _share(row)}
             for s, row in by_site.items()
@@ -182,9 +186,9 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
     time_edges = times[np.unique(np.linspace(0, len(times) - 1, BINS - 1).astype(int))]
     asked = sent | {"risk_edges": risk_edges, "time_edges": np.unique(time_edges)}
     shape = (strata, 2, BINS, len(asked["time_edges"]) + 1)
-    tables = questions.by_site("scores", asked, {"table": shape})
-    if tables:
-        table = np.sum([t["table"] for t in tables.values()], axis=0)
+    tables, _, answered = questions.of_tested("scores", asked, {"table": shape})
+    if tables is not None:
+        table = tables["table"]
         weight = np.nan_to_num(comparable(table))
 
         def mean(h: np.ndarray) -> np.ndarray:
@@ -194,7 +198,7 @@ def evaluate(questions: Questions, sent: Sum, times: np.ndarray) -> dict[str, An
         value, low, high = (float(v) for v in interval(mean, table, rng, draws=500))
         bounds = [float(ratio((b * weight).sum(), weight.sum())) for b in concordance_bounds(table)]
         found["c_index"] = {"value": value, "low": low, "high": high, "bounds": bounds}
-        found["c_index"] |= {"sites": len(tables), "patients": float(table.sum())}
+        found["c_index"] |= {"sites": len(answered), "patients": float(table.sum())}
     return found
 
 
@@ -207,6 +211,8 @@ def notes(questions: Questions) -> list[str]:
     out, absent = [], sorted(set(questions.roster.sites) - questions.members)
     if absent:
         out.append(f"Not of all sites: {', '.join(absent)} took no part.")
+    if questions.plan.secure_sum:
+        out.append(f"Sums of {len(questions.members)} sites were added under masks: the server has seen no site's own.")
     if questions.merged:
         out.append(
             f"{len(questions.merged)} sites leave out patients whom few others are like, and take intervals of time together until they hold "

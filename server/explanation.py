@@ -14,7 +14,7 @@ from oncofed.common import wire
 from oncofed.common.ablation import ORDER, SHARES, genes_of
 from oncofed.common.blocks import Sum, under
 from oncofed.common.study import Study
-from oncofed.common.survival import RISK_EDGES, initial_log_baseline, weibull_on_grid
+from oncofed.common.survival import RISK_EDGES, baseline_on_grid, initial_log_baseline
 from oncofed.server.aggregate import STATISTICS_BITS
 from oncofed.server.inquiry import Inquiry, Shapes
 from oncofed.server.roster import NotEnoughSites
@@ -34,13 +34,7 @@ PUBLIC_RISKS = (np.abs(np.append(RISK_EDGES, np.inf)) <= 2.0).astype(np.float64)
 def public_explanation(study: Study, frame: Frame, weights: Sum) -> Sum:
     """What a model says of itself: the log baselines `[C, K]` that its weights hold, of which no patient is asked."""
     baseline = weights.get("head.log_baseline")
-    if baseline is None:
-        return {}
-    return {
-        "log_baseline": weibull_on_grid(baseline, frame.grid)
-        if study.task.loss == "weibull"
-        else baseline.astype(np.float64)
-    }
+    return {} if baseline is None else {"log_baseline": baseline_on_grid(study.task.loss, baseline, frame.grid)}
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from oncofed.server.cross_site import CrossSite
 from oncofed.server.evaluation import gather_table, table_file
 from oncofed.server.explanation import PUBLIC_RISKS, Explanation, public_explanation
 from oncofed.server.inquiry import Inquiry
-from oncofed.server.privacy import noise_of_the_server
+from oncofed.server.noise import change_of_gradients, noise_of_the_server
 from oncofed.server.roster import NotEnoughSites, Roster
-from oncofed.server.rounds import Rounds, headline
+from oncofed.server.rounds import Rounds, headline, headline_of
 from oncofed.server.statistics import Frame, gather_statistics
 from oncofed.server.strategy import EvidenceStrategy
 
@@ -107,6 +107,8 @@ class FoldRun:
         if self.study.analysis.cross_site and self.fold != ALL_PATIENTS:
             crossed = CrossSite(rounds, lambda alone: self._train(alone, frame, baseline, lambda _: None, None)[0])
             result["cross_site"] = crossed.run()
+        test = headline_of(rounds.curve[rounds.kept - 1], "test") if rounds.curve else None
+        self.roster.journal.write("fold", fold=self.fold, seconds=round(time.perf_counter() - begin, 3), test=test)
         return result
 
     def _train(
@@ -152,6 +154,8 @@ class FoldRun:
             strategy.weights = transfer(strategy.weights, pretrained)
         if self.study.privacy.unit == "hospital":
             strategy.cover = noise_of_the_server(self.study)
+        if self.study.privacy.sharing is not None:
+            strategy.turn = change_of_gradients(self.study, model)
         rounds = Rounds(inquiry, phase, frame, strategy, out)
         rounds.resume()
         return rounds

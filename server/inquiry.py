@@ -15,6 +15,8 @@ from oncofed.common.exchange import Aggregation
 from oncofed.common.modalities import NO_BESIDE, Beside
 from oncofed.common.panel import GenePanel
 from oncofed.common.privacy.releases import promise_of
+from oncofed.common.privacy.sharing import sharing_of
+from oncofed.common.signed_study import OWN
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.server.aggregate import STATISTICS_BITS, Accumulator
@@ -137,8 +139,10 @@ class Inquiry:
             self.roster.greet_newcomers(greeting(self.study))  # a site that was started again has a new node
             return self.roster.ask(kind, config, None, round_=round_, concerns=each.__contains__, each=each)
 
-        asked = self.study.privacy.secure_threshold
-        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, self.aggregation.min_sites, asked, check)
+        privacy, least = self.study.privacy, self.aggregation.min_sites
+        sharing = sharing_of(self.study, kind)
+        least = max(least, sharing.least if sharing else 0)  # sites refuse smaller totals
+        sum_ = SecureSum(self.roster, exchange, kind, round_, shapes, bits, least, privacy.secure_threshold, check)
         return sum_.gather(self.ask(kind, config | {"bits": bits}, arrays, phase=phase, round_=round_))
 
     @property
@@ -161,8 +165,8 @@ class Inquiry:
 
 
 def greeting(study: Study) -> wire.Config:
-    """The study as a site needs it: without the coordinator's own paths."""
-    own = {"runtime": {"out", "keep_checkpoints"}, "panel": {"file", "names"}, "analysis": {"pathways"}}
+    """The study as a site needs it, without the coordinator's own paths, and the signature over it."""
+    own = OWN | {"runtime": {"out", "keep_checkpoints", "roster", "signature"}}
     told = study.model_dump(mode="json", exclude=own)
     told["training"]["start"] = Path(study.training.start).name
-    return {"study_json": json.dumps(told)}
+    return {"study_json": json.dumps(told), "signature": study.runtime.signature}

@@ -1,42 +1,23 @@
-"""The server's part of privacy: noise on a round's total, what a promise means at this number of sites, and the study's statement."""
+"""What a promise of privacy means at this number of sites, and the statement of a study that has run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from oncofed.common.blocks import EVIDENCE, Sum
 from oncofed.common.covariates import input_names
 from oncofed.common.models.build import Sizes, build_empty
-from oncofed.common.noise import SecureNoise
 from oncofed.common.privacy.accounting import INTERVAL, Mechanism, epsilon_of, merged
 from oncofed.common.privacy.releases import EVALUATION, STATISTICS, TRAINING, counts_of_evidence, promise_of
 from oncofed.common.privacy.releases import EVIDENCE as COUNTS
 from oncofed.common.saved import SavedModel
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import Study
-
-
-def noise_of_the_server(study: Study) -> Callable[[Sum], Sum]:
-    """Noise on the sum of the hospitals' clipped changes: all of its numbers, whichever blocks anybody trained."""
-    clip, deviation = study.privacy.clip, promise_of(study).deviation
-    noise = SecureNoise()
-
-    def cover(total: Sum) -> Sum:
-        return {
-            name: value
-            if name == EVIDENCE
-            else noise.covered(torch.from_numpy(np.array(value)), sensitivity=clip, deviation=deviation).numpy()
-            for name, value in total.items()
-        }
-
-    return cover
 
 
 @dataclass(frozen=True)
@@ -56,14 +37,13 @@ class Cost:
 def cost_of(study: Study, parameters: int, sites: int, patients: int) -> Cost:
     """What the promise costs: the deviation of the noise on the mean of a round, over `clip`.
 
-    Of patients each site adds its own noise to a step's sum, and the mean is over all `patients`; of hospitals the server adds it once,
-    and the mean is over `sites`.
+    Of patients each site adds its own noise, or its share, to a step's sum, and the mean is over all `patients`; of hospitals the server adds it
+    once, and the mean is over `sites`.
     """
     deviation = promise_of(study).deviation
     p = study.privacy
-    per_number = (
-        deviation / sites if p.unit == "hospital" else deviation * math.sqrt(sites) / (p.sample_rate * patients)
-    )
+    of_all = deviation * math.sqrt(sites) if p.sharing is None else p.sharing.of_total(deviation, sites)
+    per_number = deviation / sites if p.unit == "hospital" else of_all / (p.sample_rate * patients)
     return Cost(per_number, per_number * math.sqrt(parameters), parameters)
 
 
@@ -84,7 +64,7 @@ def foretold(study: Study, cost: Cost, sites: int, patients: int) -> str:
         remedies = ["more hospitals", "privacy.unit = 'patient'"]
     else:
         wants = f"the noise drowns what one step says ({cost.over_all * patients:,.0f} patients for noise as long as a change)"
-        remedies = ["more patients"]
+        remedies = ["more patients"] + (["privacy.noise = 'shared'"] if study.privacy.sharing is None else [])
     remedies += [
         "fewer trained parameters (training.encoder = 'frozen' with a public model in training.start)",
         "a larger epsilon",
@@ -144,6 +124,34 @@ TRUST = {
     "and whoever gets the model, the server is trusted until a secure sum carries the changes",
 }
 
+
+def trust_of(study: Study) -> str:
+    """Against whom the promise holds, and on whom it rests."""
+    s = study.privacy.sharing
+    if s is None:
+        return TRUST[study.privacy.unit]
+    share = s.of_each(1.0)
+    return (
+        f"{s.sites} hospitals share the noise, and no hospital's own would do: each adds {share:.3g} of the deviation that the total has. The promise "
+        f"holds against the server and whoever gets the model, if of those {s.sites} no more than {s.colluding} tell the server, or each other, what "
+        f"they added; a hospital refuses totals of fewer than {s.least}. It holds against {'each' if s.colluding == 1 else 'any ' + str(s.colluding)} of the other "
+        "hospitals, who know their own noise. It rests on the secure sum, on the hospitals' rosters of identities, and on every other hospital's adding its part. "
+        "Where one relied on its own noise alone, the promise would be weaker: "
+        f"{_alone(study):.3g} in place of {promise_of(study).epsilon:.3g}"
+    )
+
+
+def _alone(study: Study) -> float:
+    """Epsilon of everything planned to whoever sees one hospital's own sums, with its part of the noise."""
+    assert study.privacy.sharing is not None
+    share = study.privacy.sharing.of_each(1.0)
+    planned = [
+        replace(m, noise=m.noise * share) if name in (TRAINING, STATISTICS) else m
+        for name, m in promise_of(study).mechanisms.items()
+    ]
+    return epsilon_of(planned, study.privacy.delta)
+
+
 BUDGET = {
     "patient": "each hospital's ledger adds up all studies against epsilon_budget in its policy.toml; nothing refills it by itself",
     "hospital": "no ledger adds up what several such studies tell of a hospital: at most the sum of their epsilons",
@@ -202,7 +210,8 @@ def statement(study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
             {"name": name, **m.to_json(), "epsilon": epsilon_of([m], p.delta)} for name, m in mechanisms.items()
         ],
         "spent": _spent(study),
-        "trust": TRUST[p.unit],
+        "trust": trust_of(study),
+        "noise": _noise(study),
         "randomness": "ChaCha20 keyed by the operating system; sums and noise lie on a lattice of 2^30 steps a clip; no seed, so nobody draws "
         "the noise again",
         "statistics": _statistics_words(study),
@@ -289,6 +298,21 @@ def _accountant(mechanisms: Iterable[Mechanism]) -> dict[str, Any]:
     if all(m.kind == "gaussian" for m in merged(list(mechanisms))):
         return {"method": "exact formula of Gaussian mechanisms (Balle and Wang 2018)", "interval": 0.0}
     return {"method": f"privacy loss distributions, dp-accounting {version('dp-accounting')}", "interval": INTERVAL}
+
+
+def _noise(study: Study) -> dict[str, Any]:
+    """Who adds how much of the noise."""
+    s, deviation = study.privacy.sharing, promise_of(study).deviation
+    if s is None:
+        return {"kind": "own"}
+    return {
+        "kind": "shared",
+        "sites": s.sites,
+        "silent": s.silent,
+        "colluding": s.colluding,
+        "each": s.of_each(deviation),
+        "alone": _alone(study),
+    }
 
 
 def _statistics_words(study: Study) -> str:

@@ -13,12 +13,10 @@ from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
 from oncofed.common.plan import SITE, Grouping, Plan
+from oncofed.common.sum_coding import ANALYSIS_BITS
 from oncofed.server.aggregate import Accumulator, TooLarge
 from oncofed.server.inquiry import Shapes
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
-
-SUM_BITS = 20
-"""Of sums that keep all their digits (`Accumulator`, fine): up to 4.4e12 in total."""
 
 
 class SiteLost(RuntimeError):
@@ -38,14 +36,22 @@ class Questions:
 
     def begin(self) -> None:
         """Greet the sites and agree on the levels of every grouping."""
-        hello: wire.Config = {"plan_json": self.plan_json, "step": "greeting"}
-        self.roster.gather(self.plan.min_sites, hello)
+        self.roster.gather(self.plan.min_sites, self.hello)
         for grouping in self.plan.groupings:
             self.levels[grouping.column] = self._levels(grouping)
 
     @property
+    def hello(self) -> wire.Config:
+        return {**self.signed, "step": "greeting"}
+
+    @property
+    def signed(self) -> wire.Config:
+        """The plan as a site needs it, and the signature over it."""
+        return {"plan_json": self.plan_json, "signature": self.plan.signature}
+
+    @property
     def plan_json(self) -> str:
-        return self.plan.model_dump_json(exclude={"out"})
+        return self.plan.model_dump_json(exclude={"out", "roster", "signature"})
 
     def _levels(self, grouping: Grouping) -> list[str]:
         if grouping.levels:
@@ -76,12 +82,15 @@ class Questions:
     def ask(self, step: str, arrays: Sum | None = None, *, everybody: bool = False) -> list[Answer]:
         """Good answers to a step, ordered by site, of the members of earlier steps or, with `everybody`, of all sites."""
         self.asked += 1
+        return self.answers(step, arrays, set() if everybody else self.members, {})
+
+    def answers(self, step: str, arrays: Sum | None, some: set[str], more: wire.Config) -> list[Answer]:
+        """Good answers of some sites, or of all where none are named, to the question that `asked` counts."""
         lines = [f"{column}\t{level}" for column, levels in self.levels.items() for level in levels]
-        config: wire.Config = {"plan_json": self.plan_json, "step": step, "levels": lines, "round": self.asked}
-        some = self.members if not everybody else None
+        config: wire.Config = {**self.signed, "step": step, "levels": lines, "round": self.asked}
         concerns = (lambda site: site in some) if some else (lambda site: True)
         answers = []
-        for answer in self.roster.ask(wire.ANALYSE, config, arrays, round_=self.asked, concerns=concerns):
+        for answer in self.roster.ask(wire.ANALYSE, config | more, arrays, round_=self.asked, concerns=concerns):
             stamp = {"analysis": self.plan.name, "step": step, "round": self.asked}
             wrong = {k: answer.config.get(k) for k, v in stamp.items() if answer.config.get(k) != v}
             if wrong:
@@ -113,7 +122,7 @@ class Questions:
 
         Raises `TooLarge` where a sum of a member leaves the range: no fault of the site's, but of what it was asked.
         """
-        accumulator, sites = Accumulator(shapes, SUM_BITS, fine=True), set()
+        accumulator, sites = Accumulator(shapes, ANALYSIS_BITS, fine=True), set()
         for answer in self.ask(step, arrays):
             try:
                 accumulator.add(answer.arrays, answer.site)
@@ -156,15 +165,26 @@ class Questions:
         """
         shapes = dict.fromkeys(("n", "sum", "squares"), (covariates,))
         scale = {"mean": np.zeros(covariates), "sd": np.ones(covariates)}
-        rough = self.by_site("moments", scale, shapes)
-        self.fix(set(rough), "moments")
-        exact = {k: np.array([fsum(a[k][p] for a in rough.values()) for p in range(covariates)]) for k in shapes}
-        for total in (exact, None):
+        for total in (self.in_any_unit("moments", scale, shapes), None):
             total = total or self.add_up("moments", scale, shapes)
             n, mean = total["n"], total["sum"] / total["n"]
             sd = np.sqrt(np.maximum(total["squares"] / n - np.square(mean), 0.0))
             scale = {"mean": scale["mean"] + scale["sd"] * mean, "sd": scale["sd"] * np.where(sd > 0, sd, 1.0)}
         return scale["mean"], scale["sd"]
+
+    def in_any_unit(self, step: str, arrays: Sum, shapes: Shapes) -> Sum:
+        """The sum of rows `[P]` of whatever size, rounded once."""
+        each = self.by_site(step, arrays, shapes)
+        self.fix(set(each), step)
+        return {
+            k: np.array([fsum(a[k][p] for a in each.values()) for p in range(*shape)]) for k, shape in shapes.items()
+        }
+
+    def of_tested(self, step: str, arrays: Sum, shapes: Shapes) -> tuple[Sum | None, dict[str, Sum], list[str]]:
+        """The sum over the plan's test patients, also at sites that the fit left out, each site's own, and whose they are; None where nobody answers."""
+        each = self.by_site(step, arrays, shapes)
+        total = {k: np.sum([one[k] for one in each.values()], axis=0) for k in shapes} if each else None
+        return total, each, sorted(each)
 
 
 def check_greeting(config: wire.Config) -> None:
@@ -172,3 +192,5 @@ def check_greeting(config: wire.Config) -> None:
     levels = config.get("levels")
     if not isinstance(levels, list) or not all(isinstance(v, str) for v in levels):
         raise Refusal("the greeting's levels must be a list of lines")
+    if not isinstance(config.get("identity", ""), str):
+        raise Refusal("the greeting's identity must be text")

@@ -11,7 +11,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
-from oncofed.common.errors import Refusal
+from oncofed.common.errors import Refusal, one_line
+from oncofed.server.journal import Journal
+from oncofed.server.membership import Membership
 
 log = logging.getLogger("oncofed.server")
 
@@ -46,6 +48,13 @@ class Answer:
     bytes: int
 
 
+def _check_printable(config: wire.Config) -> None:
+    """Refuse a greeting with text that a terminal would obey: its name and its units are shown and compared as they are."""
+    odd = [key for key, value in config.items() if isinstance(value, str) and not value.isprintable()]
+    if odd:
+        raise Refusal(f"the greeting's {odd[0]} = {config[odd[0]]!r} has characters that cannot be shown; remove them")
+
+
 def check_study_greeting(config: wire.Config) -> None:
     """Refuse a greeting that a study cannot use."""
     for key in ("genes", "cancers"):
@@ -77,6 +86,8 @@ class Roster:
     timeout_s: float
     greeting: str = wire.HELLO
     check: Callable[[wire.Config], None] = check_study_greeting
+    membership: Membership | None = None
+    """The consortium's, where greetings are held against it."""
     hellos: dict[int, wire.Config] = field(default_factory=dict)
     refused: dict[int, tuple[str, float]] = field(default_factory=dict)
     left_out: list[dict[str, object]] = field(default_factory=list)
@@ -92,6 +103,9 @@ class Roster:
     """What `sent` would be with every question in full, as it is, once to each site."""
     holds: dict[str, str] = field(default_factory=dict)
     """The hash of the weights that each site holds, as far as its answers tell (server/broadcast.py)."""
+    journal: Journal = field(default_factory=Journal)
+    met: set[str] = field(default_factory=set)
+    """Sites that have greeted, whether or not they are still there."""
 
     def name(self, node: int) -> str:
         return str(self.hellos[node]["site"]) if node in self.hellos else f"node {node}"
@@ -175,9 +189,13 @@ class Roster:
             Message(c, n, kind, ttl=self.timeout_s + GRACE_S, group_id=str(round_))
             for c, n in zip(contents, nodes, strict=True)
         ]
-        self.sent += sum(_size(c) for c in contents)
+        size = sum(_size(c) for c in contents)
+        self.sent += size
         self.plain += 0 if again else len(messages) * sum(value.nbytes for value in (arrays or {}).values())
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        asked, about = time.monotonic(), {"kind": kind, "round": round_}
+        about |= {"fold": config.get("fold"), "phase": config.get("phase", "")}
+        self.journal.write("question", **about, sites=len(messages), bytes=size)
         del messages, contents, written
         # Idle time only: neither the server's own work nor a site in this process counts against the others.
         waited = 0.0
@@ -192,6 +210,7 @@ class Roster:
                 del reply  # the next reply is fetched while this name still holds the last
                 if answer is not None:
                     self.received += answer.bytes
+                    self._heard(answer, time.monotonic() - asked, **about)
                     yield answer
                     del answer
             if by_id and quiet:
@@ -224,14 +243,19 @@ class Roster:
         self.late = {i: entry for i, entry in self.late.items() if time.monotonic() < entry[3]}
 
     def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
-        """Log, and keep for the report, that a site was left out and why."""
+        """Log, and keep for the report, that a site was left out and why: on one line, whatever the site worded."""
+        site, reason = one_line(site), one_line(reason)
         log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
+        self.journal.write("left_out", site=site, kind=kind, round=round_, reason=reason)
+
+    def _heard(self, answer: Answer, seconds: float, **about: object) -> None:
+        self.journal.write("answer", site=answer.site, **about, seconds=round(seconds, 3), bytes=answer.bytes)
 
     def _greet(self, nodes: list[int], request: wire.Config, patience_s: float | None = None) -> None:
         messages = [Message(wire.request(request), n, self.greeting, ttl=self.timeout_s) for n in nodes]
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        waited = 0.0
+        asked, waited = time.monotonic(), 0.0
         patience_s = min(self.wait_s, self.timeout_s, patience_s or self.wait_s)
         while by_id and waited < patience_s:
             begin, quiet = time.monotonic(), True
@@ -256,6 +280,10 @@ class Roster:
                     self._refuse(node, reason)
                     continue
                 self.hellos[node] = answer.config
+                self._heard(answer, time.monotonic() - asked, kind=self.greeting, fold=None, phase="", round=0)
+                if answer.site in self.met:
+                    self.journal.write("back", site=answer.site)
+                self.met.add(answer.site)
             if by_id and quiet:
                 waited += self._pause(begin)
 
@@ -281,7 +309,10 @@ class Roster:
             if "refusal" in config:
                 raise Refusal(str(config["refusal"]))
             if greets:
+                _check_printable(config)
                 self.check(config)
+                if self.membership:
+                    self.membership.check(self.grid, node, config)
             return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
         except (Refusal, KeyError, TypeError, ValueError) as error:
             self.leave_out(name, kind, round_, str(error))

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from oncofed.common.blocks import LOSS, Sum, part, under
 from oncofed.common.broadcast import WEIGHTS
 from oncofed.common.class_metrics import auroc_error, balanced_accuracy, class_shapes, macro_auroc, macro_f1
 from oncofed.common.metrics import mean_within_cancer
+from oncofed.common.privacy.sharing import SHARED_BITS
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import PRETRAIN, Training
 from oncofed.common.survival import TimeGrid
@@ -66,7 +67,9 @@ class Rounds:
         for round_ in range(len(self.curve) + 1, rounds + 1):
             if self._patience_is_over():
                 break
+            begin, before = time.perf_counter(), Counter(self._sent)
             self._round(round_)
+            self._note(time.perf_counter() - begin, before)
             self.save()
             point = self.curve[-1]
             loss = f"loss {point['train_loss']:.4f}, " if "train_loss" in point else ""
@@ -115,6 +118,24 @@ class Rounds:
         elif self.inquiry.fold != ALL_PATIENTS and round_ < t.rounds and not self._unseen:
             self.curve[-1] |= self._shown(round_, {}, "test")
 
+    def _note(self, seconds: float, before: Counter[str]) -> None:
+        """The last round in the journal; not one of a model that is trained beside the federation's."""
+        if self.out is None:
+            return
+        point, now = self.curve[-1], self._sent
+        self.inquiry.roster.journal.write(
+            "round",
+            fold=self.inquiry.fold,
+            phase=self.phase,
+            round=point["round"],
+            seconds=round(seconds, 3),
+            sites=list(point["took_part"]),
+            bytes_to_sites=now["to_sites"] - before["to_sites"],
+            bytes_from_sites=now["from_sites"] - before["from_sites"],
+            loss=point.get("train_loss"),
+            validation=headline_of(point, "validation"),
+        )
+
     def _summed(self, arrays: Sum, round_: int) -> RoundSummary:
         """Ask for a round and step by it: answer by answer, or by a total alone where the study sums under masks."""
         config, privacy = self.frame.config, self.inquiry.study.privacy
@@ -128,7 +149,7 @@ class Rounds:
             self.strategy.shapes | ({} if privacy.on else {LOSS: (2,)}),
             phase=self.phase,
             round_=round_,
-            bits=UPDATE_BITS,
+            bits=UPDATE_BITS if privacy.sharing is None else SHARED_BITS,
             check=self.strategy.check_told,
         )
         return self.strategy.take_total(summed, round_)
@@ -226,6 +247,7 @@ class Rounds:
             about |= {"reference": broadcast.stands_for, "holds": self.inquiry.roster.holds}
         self.checkpoints.save(len(self.curve), arrays, self._about() | about)
         self.seconds_saving += time.perf_counter() - begin
+        self.inquiry.roster.journal.write("checkpoint", fold=self.inquiry.fold, phase=self.phase, round=len(self.curve))
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one: on its scale and grid, whoever has answered now."""
@@ -260,3 +282,8 @@ def headline(evaluation: Sum, name: str) -> dict[str, float]:
     else:
         scores = {"c_index": mean_within_cancer(evaluation["concordant"], evaluation["comparable"])}
     return out | {f"{name}_{key}": score for key, score in scores.items() if not math.isnan(score)}
+
+
+def headline_of(point: Mapping[str, Any], name: str) -> float | None:
+    """The one number of a round's scores that stands for it: the C-index, in a classification macro-F1; None where there is none."""
+    return next((point[key] for key in (f"{name}_c_index", f"{name}_macro_f1") if key in point), None)

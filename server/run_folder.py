@@ -15,10 +15,11 @@ import tomli_w
 from oncofed.common.files import write_text
 from oncofed.common.study import Study
 from oncofed.server.checkpoint import CHECKPOINTS
+from oncofed.server.journal import JOURNAL, STUDY
 
 log = logging.getLogger("oncofed.server")
 
-STUDY, RESULTS, EARLIER = "study.toml", "results.json", "earlier"
+RESULTS, EARLIER = "results.json", "earlier"
 
 
 @contextmanager
@@ -67,8 +68,15 @@ def finished(out: Path) -> bool:
 def _set_aside(out: Path) -> None:
     """Move an earlier run's checkpoints and results out of the way: a later resume must not take them for this run's."""
     found = [out / name for name in (CHECKPOINTS, RESULTS) if (out / name).exists()]
+    journal = out / JOURNAL
     if not found:
+        if journal.exists():  # of a run that got nowhere: it joins the one before it, whose files stay
+            (out / EARLIER).mkdir(exist_ok=True)
+            with (out / EARLIER / JOURNAL).open("ab") as earlier:
+                earlier.write(journal.read_bytes())
+            journal.unlink()
         return
+    found += [journal] if journal.exists() else []
     shutil.rmtree(out / EARLIER, ignore_errors=True)
     (out / EARLIER).mkdir()
     for path in found:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from oncofed.common import masks, shamir, wire
 from oncofed.common.blocks import Sum
-from oncofed.common.fixed_point import from_integers
+from oncofed.common.sum_coding import Form, SumCoding
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,6 +42,7 @@ class SecureSum:
     min_sites: int
     asked_threshold: int = 0
     check: Callable[[Answer], None] = lambda answer: None
+    form: Form = "plain"
     question: str = ""
     members: dict[str, masks.Member] = field(default_factory=dict)
     threshold: int = 0
@@ -53,8 +54,17 @@ class SecureSum:
         words, came = self._add(sealed)
         lost = sorted(sealed.keys() - set(came))
         self._unmask(words, came, lost, commitments)
-        integers = masks.unflatten(words, self.shapes, np.int64)
-        return SecureTotal(integers, from_integers(integers, self.bits), [begun[site] for site in came])
+        integers = masks.unflatten(words, self._shapes, np.int64)
+        return SecureTotal(integers, self._coding.total(integers), [begun[site] for site in came])
+
+    @property
+    def _coding(self) -> SumCoding:
+        return SumCoding(self.bits, self.form)
+
+    @property
+    def _shapes(self) -> Shapes:
+        """Of what travels."""
+        return self._coding.shapes(self.shapes)
 
     def _begin(self, answers: Iterable[Answer]) -> dict[str, Answer]:
         """The first exchange: who has a sum, and the keys for it. Sites that understood another question are left out."""
@@ -123,7 +133,8 @@ class SecureSum:
 
     def _add(self, sealed: Mapping[str, Mapping[str, str]]) -> tuple[np.ndarray, list[str]]:
         """The third exchange: the sum of what the sites send under masks, added as it arrives, and whose it is."""
-        size = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+        shapes = self._shapes
+        size = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
         words, came = np.zeros(size, dtype=np.uint64), []
         each: dict[str, wire.Config] = {
             name: {"sealed": [sealed[other][name] for other in sealed if other != name]} for name in sealed
@@ -131,10 +142,8 @@ class SecureSum:
         for answer in self.exchange(wire.MASKED, {"sum": self.question, "sharers": list(sealed)}, each):
             try:
                 one = answer.arrays
-                if {n: v.shape for n, v in one.items()} != {n: tuple(s) for n, s in self.shapes.items()}:
-                    odd = sorted(
-                        n for n in one.keys() | self.shapes.keys() if n not in one or one[n].shape != self.shapes.get(n)
-                    )
+                if {n: v.shape for n, v in one.items()} != {n: tuple(s) for n, s in shapes.items()}:
+                    odd = sorted(n for n in one.keys() | shapes.keys() if n not in one or one[n].shape != shapes.get(n))
                     raise ValueError(f"the sum has other arrays or shapes than asked for: {odd[:5]}")
                 if any(v.dtype != np.uint64 for v in one.values()):
                     raise ValueError("a sum under masks must be of 64-bit words")
@@ -200,8 +209,9 @@ class SecureSum:
                 if x["round"] == self.round and x["kind"] in (self.kind, wire.SHARES, wire.MASKED, wire.UNMASK)
             ]
             raise NotEnoughSites(
-                f"round {self.round}: {count} good answers to '{kind}' of a secure sum, wanted {wanted} (3 at least, aggregation.min_sites, "
-                "privacy.secure_threshold); nothing is known of any. " + "; ".join(reasons)
+                f"round {self.round}: {count} good answers to '{kind}' of a secure sum, wanted {wanted} (3 at least, min_sites, the "
+                "threshold, and of shared noise privacy.sharing_sites less silent_sites); nothing is known of any. "
+                + "; ".join(reasons)
             )
 
     def _leave_out(self, site: str, kind: str, reason: object) -> None:

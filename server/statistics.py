@@ -9,6 +9,7 @@ import numpy as np
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.covariates import input_names
+from oncofed.common.privacy.sharing import SHARED_BITS
 from oncofed.common.saved import SavedModel
 from oncofed.common.scaling import MIN_SD, POWERS, Scaling
 from oncofed.common.sections import Task
@@ -16,14 +17,15 @@ from oncofed.common.survival import (
     PUBLIC_EDGES,
     YEAR,
     TimeGrid,
+    baseline_on_grid,
     coarsen,
     initial_baseline,
     initial_log_baseline,
     on_grid,
-    weibull_on_grid,
 )
 from oncofed.common.tables import CLASSES, scale_prefix, sum_prefix, table_widths
 from oncofed.server.inquiry import Inquiry
+from oncofed.server.noise import in_months
 
 log = logging.getLogger("oncofed.server")
 
@@ -134,7 +136,9 @@ def private_statistics(inquiry: Inquiry, start: SavedModel | None) -> tuple[Fram
     edges = tuple(start.grid.starts) if start is not None else study.task.time_edges or tuple(PUBLIC_EDGES)
     shapes = dict.fromkeys(("events", "exposure"), (cancers, len(edges))) if noised else {}
     config: wire.Config = {"genes": inquiry.panel.lines, "edges": [float(e) for e in edges]}
-    total = inquiry.add_up(wire.STATISTICS, config, None, shapes)
+    total = inquiry.add_up(wire.STATISTICS, config, None, shapes, bits=SHARED_BITS)
+    if noised and study.privacy.sharing is not None:
+        total = in_months(total)
     grid = TimeGrid(edges)
     flat = np.full((cancers, len(PUBLIC_EDGES)), 0.0)
     first: np.ndarray | None = np.full((cancers, len(grid)), PUBLIC_LOG_HAZARD)
@@ -149,22 +153,18 @@ def private_statistics(inquiry: Inquiry, start: SavedModel | None) -> tuple[Fram
     elif start is not None:
         first = None
     if start is not None:
-        arrays = saved_covariate_scale(start)
-        scales = start.scales
-        baseline = start.weights.get("head.log_baseline", flat[:, : len(grid)])
+        arrays, scales = saved_covariate_scale(start), start.scales
+        baseline = start.weights.get("head.log_baseline")
     else:
-        widths = table_widths(study, inquiry.beside, len(inquiry.panel))
-        arrays, scales = {"covariate_mean": np.zeros(0), "covariate_sd": np.zeros(0)}, {}
-        scales = {m: Scaling.none(width) for m, width in widths.items()}
-        assert first is not None
+        arrays = {"covariate_mean": np.zeros(0), "covariate_sd": np.zeros(0)}
+        scales = {m: Scaling.none(n) for m, n in table_widths(study, inquiry.beside, len(inquiry.panel)).items()}
         baseline = first
     if study.task.kind == "classification":
         arrays |= {CLASSES: np.ones(cancers)}
     for m, scale in scales.items():
         arrays |= scale.arrays(scale_prefix(m))
-    if study.task.loss == "weibull" and baseline.shape[1] == 2:
-        baseline = weibull_on_grid(baseline, grid)
-    return Frame(arrays, grid), None if first is None else first.astype(np.float32), FollowUp(flat, flat, baseline)
+    told = flat[:, : len(grid)] if baseline is None else baseline_on_grid(study.task.loss, baseline, grid)
+    return Frame(arrays, grid), None if first is None else first.astype(np.float32), FollowUp(flat, flat, told)
 
 
 def saved_covariate_scale(start: SavedModel) -> Sum:

@@ -19,6 +19,7 @@ from oncofed.common.models.path_gptomic import PathGPTOmic
 from oncofed.common.modulation import BRANCHES, COLUMNS, contributions
 from oncofed.common.study import Aggregation
 from oncofed.server.aggregate import UPDATE_BITS, Accumulator, mean_by_block
+from oncofed.server.noise import Turn
 from oncofed.server.optimizer import ServerOptimizer
 from oncofed.server.robust import Guard
 from oncofed.server.roster import Answer, NotEnoughSites, Roster
@@ -59,6 +60,8 @@ class EvidenceStrategy:
     """Whether sites do not tell their losses: under privacy."""
     cover: Callable[[Sum], Sum] | None = None
     """Noise of the server on a round's total, where a hospital's presence must not show."""
+    turn: Turn | None = None
+    """Makes a change of a round's total of gradients, where sites share the noise on them."""
     first: Sum = field(default_factory=dict)
     """The weights that training began with, where the study pulls back to them."""
     last: list[Sum] = field(default_factory=list)
@@ -103,6 +106,8 @@ class EvidenceStrategy:
         """Divide and step by a total of which no site's part is known; of a site its patients, rounded, and device are told."""
         total = dict(summed.total)
         loss, patients = total.pop(LOSS, np.zeros(2))
+        if self.turn is not None:
+            total = self.turn(total, self.weights, round_)
         by_block = self.take(total if self.cover is None else self.cover(total))
         sites = [answer.site for answer in summed.answers]
         devices = {answer.site: str(answer.config.get("device", "")) for answer in summed.answers}

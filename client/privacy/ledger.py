@@ -11,12 +11,21 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from oncofed.client.privacy.chain import Chain, Entry
+from oncofed.client.chain_file import Chain, Entry, Words
 from oncofed.common.errors import Refusal
 from oncofed.common.privacy.accounting import Mechanism, epsilon_of, merged
 
 ROUNDING = 1e-6
 """Relative: a plan whose noise was chosen to cost exactly what is allowed must not fail by a rounding."""
+
+WORDS = Words(
+    "ledger",
+    "nobody knows what is spent, so nothing with noise leaves",
+    "put ledger.jsonl and ledger.head back from a backup made after the last release; without one, count the releases in "
+    "release-log.jsonl, move both files away, and lower epsilon_budget in policy.toml by what they cost",
+    "was written by an older version of oncofed, which added epsilons up and kept no hashes; the site's engineer must add up the epsilons of "
+    "its lines, move the file away, and lower epsilon_budget in policy.toml by the sum",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Ledger:
     _chain: Chain = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_chain", Chain(self.file, self.site))
+        object.__setattr__(self, "_chain", Chain(self.file, self.site, WORDS))
 
     def reserve(
         self,

@@ -92,9 +92,7 @@ def train_privately(
     try:
         with PatientGradients.opened(model, p.clip) as gradients:
             for _ in range(t.local_steps):
-                losses_of = losses_by_patient(model, study, load, noise.seed())
-                rows = torch.arange(len(batch)) if p.sample_rate == 1.0 else noise.chosen(len(batch), p.sample_rate)
-                parts = [_part(batch, piece, losses_of) for piece in rows.split(_at_once(study, batch)) if len(piece)]
+                parts = step_parts(model, batch, study, load, noise)
                 total = cover(gradients.clipped_sum(parts), clip=p.clip, deviation=deviation, noise=noise)
                 for q, sum_ in zip(gradients.parameters, total, strict=True):
                     q.grad = sum_ / (p.sample_rate * patients)
@@ -110,6 +108,15 @@ def train_privately(
     after = get_weights(model)
     delta = {name: after[name] - weights[name] for name in after if name in moving}
     return weigh(delta, evidence, model.blocks())
+
+
+def step_parts(
+    model: Predictor, batch: Batch, study: Study, load: Mapping[str, np.ndarray], noise: SecureNoise
+) -> list[Callable[[], Tensor]]:
+    """The losses of a step's patients, a part of the batch each, when they are asked for; who is in it nobody can draw again."""
+    losses_of, rate = losses_by_patient(model, study, load, noise.seed()), study.privacy.sample_rate
+    rows = torch.arange(len(batch)) if rate == 1.0 else noise.chosen(len(batch), rate)
+    return [_part(batch, piece, losses_of) for piece in rows.split(_at_once(study, batch)) if len(piece)]
 
 
 def check_sent(model: Predictor, weights: Sum, load: Mapping[str, np.ndarray]) -> None:
@@ -172,10 +179,10 @@ def public_evidence(model: Predictor, batch: Batch, held: Held) -> np.ndarray:
     n = float(held.patients or public_count(len(batch)))
     lacking = {m for m in batch.has if m not in held.modalities}
     for c, name in enumerate(model.cancers):
-        blocks = cancer_blocks((name,)) + tuple(cancer_blocks((name,), m)[0] for m in batch.has)
+        of_modality = {m: cancer_blocks((name,), m)[0] for m in batch.has}
         if c not in held.cancers:
-            lacking |= set(blocks)
-        lacking |= {cancer_blocks((name,), m)[0] for m in batch.has if m not in held.modalities}
+            lacking |= {*cancer_blocks((name,)), *of_modality.values()}
+        lacking |= {block for m, block in of_modality.items() if m not in held.modalities}
     blocks_ = model.blocks()
     return blocks_.vector({name: 0.0 if name in lacking else n for name in blocks_.names})
 

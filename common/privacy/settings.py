@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from oncofed.common.privacy.sharing import Sharing
 from oncofed.common.section import Section
 from pydantic import Field, model_validator
 
@@ -56,6 +57,24 @@ class Privacy(Section):
     secure_threshold: int = Field(
         0, ge=0, description="hospitals that must be there at every step of such a sum; 0: floor(2n/3) + 1 of n"
     )
+    noise: Literal["own", "shared"] = Field(
+        "own",
+        description="of a patient's promise: every site adds all of it, or each its share, and only their total has all; shared wants "
+        "secure_sum, and rests on the other sites",
+    )
+    sharing_sites: int = Field(
+        0, ge=0, description="sites that share the noise: the consortium's size; 0: nobody shares it"
+    )
+    silent_sites: int = Field(
+        0,
+        ge=0,
+        description="of those that share the noise, how many may be missing in a total; with more a site refuses it",
+    )
+    colluding_sites: int = Field(
+        1,
+        ge=1,
+        description="of those that share the noise, how many may tell the server, or each other, what they added",
+    )
     accountant: Literal["pld"] = Field("pld", description="privacy loss distributions, the tightest valid account")
 
     @model_validator(mode="before")
@@ -78,6 +97,11 @@ class Privacy(Section):
     def on(self) -> bool:
         """Whether there is any promise."""
         return self.unit != "none"
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """Who shares the noise; None where each site adds all of it."""
+        return Sharing(self.sharing_sites, self.silent_sites, self.colluding_sites) if self.noise == "shared" else None
 
     @property
     def of_patients(self) -> bool:

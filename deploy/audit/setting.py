@@ -29,6 +29,7 @@ from oncofed.common.models.gene_moe import Encoder, GeneMOE
 from oncofed.common.models.output import ModelOutput
 from oncofed.common.privacy.accounting import epsilon_of
 from oncofed.common.privacy.releases import TRAINING, Promise, promise_of
+from oncofed.common.privacy.sharing import UNSHARED
 from oncofed.common.saved import SavedModel
 from oncofed.common.scaling import Scaling
 from oncofed.common.study import TRAIN, Study
@@ -143,12 +144,14 @@ def open_setting(sites: Path, study: Study, site: str = "") -> Setting:
         raise ValueError(
             f"privacy.unit = '{study.privacy.unit}': an audit attacks what is promised of a patient; set privacy.unit = 'patient'"
         )
-    # how a sum is written, and whether it is masked, comes after the noise: an audit looks at what lies below
+    # how a sum is written, and whether it is masked, comes after the noise: an audit looks at what lies below; where hospitals share
+    # the noise, it takes them for one that adds all of it
     study = study.changed(
         transport__upload="float32",
         transport__download="float32",
         transport__only_evidence=False,
         privacy__secure_sum=False,
+        **UNSHARED,
     )
     if study.runtime.threads:
         torch.set_num_threads(study.runtime.threads)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.common.privacy.sharing import UNSHARED
 from oncofed.common.progress import progress_bar
 from oncofed.common.study import Study
 from oncofed.deploy.comparison import classes, survival
@@ -175,7 +176,7 @@ def open_study(study: Study) -> Study:
     if not study.privacy.on:
         return study
     clip = {"training__clip_norm": study.privacy.clip}  # rates are chosen for clipped gradients
-    return study.changed(privacy__unit="none", splits__deal="independent", evaluation__epsilon=0.0, **clip)
+    return study.changed(privacy__unit="none", splits__deal="independent", evaluation__epsilon=0.0, **UNSHARED, **clip)
 
 
 def cost_of(results: dict[str, Any]) -> dict[str, float]:

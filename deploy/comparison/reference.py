@@ -16,10 +16,10 @@ from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
+from oncofed.client.folds import in_site_folds, split_names
 from oncofed.client.objectives import measured_objective
 from oncofed.client.scale import lens_of
 from oncofed.client.score import class_columns
-from oncofed.client.session import in_site_folds, split_names
 from oncofed.client.train import train_locally
 from oncofed.common.blocks import Sum
 from oncofed.common.modalities import NO_BESIDE, RNA, Beside

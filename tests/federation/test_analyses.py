@@ -219,10 +219,10 @@ ASKED = {"mean": np.array([24.0, 3.0]), "sd": np.array([6.0, 3.0]), "beta": np.z
     ("step", "change", "said"),
     [
         ("moments", {"mean": np.zeros((11, 1, 2))}, r"finite numbers 'mean' of shape \(2,\), got shape \(11, 1, 2\)"),
-        ("moments", {"sd": np.full((216, 2), np.inf)}, "finite numbers 'sd'"),
+        ("moments", {"sd": np.full((216, 2), np.inf)}, "'sd' has numbers that are not finite"),
         ("cox", {"sd": np.array([6.0, -1.0])}, "do not bring its covariates to one scale"),
         ("cox", {"sd": np.array([6.0, 1e-300])}, "do not bring its covariates to one scale"),
-        ("cox", {"beta": np.array([0.0, np.nan])}, "finite numbers 'beta'"),
+        ("cox", {"beta": np.array([0.0, np.nan])}, "'beta' has numbers that are not finite"),
         ("risks", {}, "cells of single patients"),
         ("scores", {"risk_edges": np.zeros((1, 3)), "time_edges": np.arange(3.0)}, "cells of single patients"),
         ("residuals", {}, "which can single out a patient"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oncofed.client.data.cohort import Cohort
-from oncofed.client.session import split_names
+from oncofed.client.folds import split_names
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.splits import ALL_PATIENTS, deal_folds

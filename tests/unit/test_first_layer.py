@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from oncofed.client.batch import Batch
-from oncofed.client.train import FIRST_LAYER_NAMES, train_locally
+from oncofed.client.train import train_locally
 from oncofed.common.blocks import EVIDENCE, Sum
 from oncofed.common.models.build import Sizes, build_model, get_weights, trainable, transfer
 from oncofed.common.models.gene_moe import GeneMOE, Off
+from oncofed.common.rates import FIRST_LAYER_NAMES
 from oncofed.common.study import PRETRAIN, Study
 from oncofed.server.aggregate import mean_by_block
 from oncofed.server.strategy import EvidenceStrategy

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from oncofed.client.admission import Admission
 from oncofed.client.data.read import read_clinical
 from oncofed.client.data.site import SiteDescription, SiteFolder, write_description
 from oncofed.client.greeting import greet
 from oncofed.client.new_patients import _studied
 from oncofed.client.objectives import class_log_prior
 from oncofed.client.policy import Policy
-from oncofed.client.release import Door
 from oncofed.common.errors import Refusal
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import compare
@@ -39,12 +39,14 @@ def by(label: str, **keys: object) -> Study:
 
 
 def test_a_column_that_the_policy_does_not_name_is_refused(tmp_path: Path) -> None:
-    door = Door("A", Policy(), tmp_path / "log.jsonl")
+    def admit(label: str, policy: Policy, *, simulated: bool = False) -> None:
+        Admission("A", policy, tmp_path, simulated).study("query.hello", by(label), "")
+
     with pytest.raises(Refusal, match=r"add it to labels in policy\.toml"):
-        door.admit("query.hello", by("grade"))
-    door.admit("query.hello", by("cancer_type"))
-    Door("A", Policy(labels=("cancer_type", "grade")), tmp_path / "log.jsonl").admit("query.hello", by("grade"))
-    Door("A", Policy(), tmp_path / "log.jsonl", simulated=True).admit("query.hello", by("grade"))
+        admit("grade", Policy())
+    admit("cancer_type", Policy())
+    admit("grade", Policy(labels=("cancer_type", "grade")))
+    admit("grade", Policy(), simulated=True)
 
 
 def test_values_of_few_patients_are_not_told_unless_the_study_names_them(tmp_path: Path) -> None:

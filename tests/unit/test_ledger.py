@@ -278,10 +278,11 @@ def test_an_old_ledger_is_refused_with_what_to_do(file: Path) -> None:
 
 
 def test_a_line_of_a_newer_version_lets_nothing_out(file: Path) -> None:
-    from oncofed.client.privacy.chain import Chain
+    from oncofed.client.chain_file import Chain
+    from oncofed.client.privacy.ledger import WORDS
 
     ledger(file).reserve("b", "lung", "table", [TABLE])
-    with Chain(file, "Mayo").writing() as open_lines:
+    with Chain(file, "Mayo", WORDS).writing() as open_lines:
         open_lines.append({"op": "refund", "id": "b"})
     with pytest.raises(Refusal, match=r"line 2 of its ledger ledger\.jsonl says 'refund'"):
         ledger(file).spent()
@@ -332,22 +333,31 @@ def test_a_crash_between_ledger_and_head_loses_nothing(file: Path) -> None:
     file.with_suffix(".head").write_bytes(head)
     assert ledger(file).spent() == epsilon_of([TABLE.repeated(2)], 1e-5)
     ledger(file).settle("a")
-    assert json.loads(file.with_suffix(".head").read_text()) == {"lines": 4, "hash": lines(file)[-1]["hash"]}
+    head_now = {"lines": 4, "hash": lines(file)[-1]["hash"], "bytes": file.stat().st_size}
+    assert json.loads(file.with_suffix(".head").read_text()) == head_now
+
+
+def test_a_head_of_an_older_version_says_how_many_lines_there_are_and_no_more(file: Path) -> None:
+    ledger(file).reserve("a", "lung", "table", [TABLE])
+    head = json.loads(file.with_suffix(".head").read_text())
+    file.with_suffix(".head").write_text(json.dumps({k: head[k] for k in ("lines", "hash")}))
+    ledger(file).settle("a")
+    assert json.loads(file.with_suffix(".head").read_text())["bytes"] == file.stat().st_size
 
 
 def test_a_crash_at_the_very_first_line_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oncofed.client.privacy import chain
+    from oncofed.client import chain_file
 
     written: list[int] = []
-    real = chain.Chain.write_head
+    real = chain_file.Chain.write_head
 
-    def crash_at_the_second(self: chain.Chain, number: int, last: str) -> None:
+    def crash_at_the_second(self: chain_file.Chain, number: int, last: str, size: int) -> None:
         written.append(number)
         if len(written) == 2:
             raise OSError("power is gone")
-        real(self, number, last)
+        real(self, number, last, size)
 
-    monkeypatch.setattr(chain.Chain, "write_head", crash_at_the_second)
+    monkeypatch.setattr(chain_file.Chain, "write_head", crash_at_the_second)
     with pytest.raises(OSError, match="power is gone"):
         ledger(file).reserve("a", "lung", "table", [TABLE])
     assert written == [0, 1]  # the head stands before the first line

@@ -12,7 +12,8 @@ import torch
 from oncofed.client.privacy.hospital import clipped_change
 from oncofed.common.blocks import EVIDENCE, Blocks
 from oncofed.common.errors import Refusal
-from oncofed.common.noise import LEVELS, SecureNoise, share_of
+from oncofed.common.noise import LEVELS, SecureNoise
+from oncofed.common.privacy.sharing import share_of
 from scipy import stats
 
 N = 200_000

@@ -1,0 +1,1 @@
+"""What a coordinator keeps of its consortium: keys, certificates, start-up kits, members."""
