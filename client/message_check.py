@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ LONGEST_LIST = 500_000
 """Names in a list; a panel with all other names of its genes has some ten thousand lines."""
 LONGEST_TEXT = 20_000_000
 """Characters of a text: that of a study has some thousands, the names of all alterations some hundred thousand."""
+MOST_TIMES = 1000
+"""Starts of intervals of time: a site makes as many columns of them as they are, for every cancer type."""
 SHOWN = 40
 
 
@@ -50,6 +54,9 @@ def check_question(kind: str, ask: wire.Config, site: str) -> None:
             raise Refusal(f"site {site}: the message's {key} has a text of more than {LONGEST_TEXT} characters")
         if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             refuse(key, "finite numbers")
+    for key in ("grid", "edges"):
+        if isinstance(value := ask.get(key), list) and len(value) > MOST_TIMES:
+            raise Refusal(f"site {site}: the message's {key} has {len(value)} times, more than {MOST_TIMES}")
     for key in NEEDED.get(kind, ()):
         if key not in ask:
             refuse(key, TYPES[key][1])
@@ -119,3 +126,14 @@ def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
+
+
+def check_room(work: Path, site: str, least_mb: float) -> None:
+    """Refuse any message where little is free on the disk of the working folder: messages leave files there, a coordinator's many messages many."""
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / MB
+    if free < least_mb:
+        raise Refusal(
+            f"site {site}: {free:.0f} MB are free on the disk of its working folder, its policy keeps {least_mb:g} (min_free_mb in policy.toml); "
+            "its engineer must make room"
+        )

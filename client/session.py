@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 from oncofed.client.admission import Admission
+from oncofed.client.asked_patients import AskedPatients
 from oncofed.client.batch import Batch, Lens
-from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
+from oncofed.client.data.cohort import Cohort, cohort_key, fingerprint, open_cohort, with_modalities
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
@@ -33,7 +35,7 @@ from oncofed.client.scale import lens_of
 from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
-from oncofed.common.blocks import Sum, part
+from oncofed.common.blocks import Sum, digests, part
 from oncofed.common.broadcast import BASE, HASH, WEIGHTS
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
@@ -45,6 +47,7 @@ from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
 from oncofed.common.privacy.sharing import SHARED_BITS, sharing_of
 from oncofed.common.scaling import Scaling
+from oncofed.common.signed_study import identity_text
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
@@ -87,9 +90,9 @@ class Session:
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
         fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
-        known = set(range(study.splits.count)) | ({ALL_PATIENTS} if study.splits.refit else set())
+        known = (0 <= fold < study.splits.count) or (fold == ALL_PATIENTS and study.splits.refit)  # type: ignore[operator]
         if (
-            fold not in known
+            not known
             or phase not in study.phases
             or not isinstance(round_, int)
             or not 0 <= round_ <= study.steps(str(phase)).rounds
@@ -100,7 +103,7 @@ class Session:
         if len(ask.get("cancers", ())) > MOST_CANCERS:  # type: ignore[arg-type]
             raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
         if study.runtime.threads:
-            torch.set_num_threads(study.runtime.threads)
+            torch.set_num_threads(min(study.runtime.threads, os.cpu_count() or 1))
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
 
     @cached_property
@@ -121,6 +124,7 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        self._check_place(kind)
         if sharing_of(self.study, kind):
             self._check_sharing(simulated=door.simulated)
         if self.study.privacy.secure_sum and kind != wire.HELLO:
@@ -128,6 +132,14 @@ class Session:
         mechanisms = self._mechanisms(kind)
         if mechanisms:
             door.reserve(self._release(kind, mechanisms))
+
+    def _check_place(self, kind: str) -> None:
+        """Refuse a round or a phase where a question has none: the same sum asked in many places could be had of many sets of hospitals."""
+        if kind != wire.TRAIN and (self.phase != TRAIN or (kind != wire.EVALUATE and self.round != 0)):
+            raise Refusal(
+                f"site {self.site.name}: '{kind}' of phase {self.phase!r}, round {self.round}; it is asked once a fold, of phase '{TRAIN}' and "
+                "round 0"
+            )
 
     def _mechanisms(self, kind: str) -> tuple[Mechanism, ...]:
         """The releases with noise that an answer to this message makes."""
@@ -162,11 +174,11 @@ class Session:
 
     @property
     def _told(self) -> str:
-        return self.study.model_dump_json(exclude={"runtime"})
+        return identity_text(self.study)
 
     @property
     def study_digest(self) -> str:
-        """Names the study by all that it says but how it is run."""
+        """Names the study by all that its signature covers: what a server writes beside it makes no other study of it."""
         return hashlib.sha256(self._told.encode()).hexdigest()[:8]
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
@@ -184,8 +196,7 @@ class Session:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
         unasked = ("study_json", "signature", "package", HASH, BASE)
         asked = sorted((k, v) for k, v in self.ask.items() if k not in unasked)
-        sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
-        return _digest([self._told, asked, sent])
+        return _digest([self._told, asked, digests(self.arrays)])
 
     def _under_masks(self, kind: str, total: Sum, *, forget: bool) -> wire.Config:
         """Keep a sum that may leave for the exchanges that add it to the others' under masks; what the answer says of it."""
@@ -275,7 +286,19 @@ class Session:
         cohort = in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
         if not self.study.privacy.on:  # where a fold is a patient's own, others stay where they were
             self._keep_folds(cohort)
+            self._keep_patients(cohort)
         return cohort
+
+    def _keep_patients(self, cohort: Cohort) -> None:
+        """Refuse cancer types whose patients are few more or fewer than those of the study's earlier questions: two sums would tell of these.
+
+        The types are the server's choice, which no signature covers. A hospital whose own files have changed begins anew.
+        """
+        if self.policy.min_cell > 1:
+            of = f"{self.study.name}-{self.study_digest}-{fingerprint(self.site, self.study.multimodal)[:16]}"
+            AskedPatients(self.work / "asked" / of, self.site.name).check(
+                frozenset(cohort.patient.tolist()), self.policy.min_patients
+            )
 
     def _keep_folds(self, cohort: Cohort) -> None:
         """Refuse to go on where patients have come or gone since the fold began: others would move from test to training.
