@@ -55,8 +55,9 @@ def check_question(kind: str, ask: wire.Config, site: str) -> None:
         if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             refuse(key, "finite numbers")
     for key in ("grid", "edges"):
-        if isinstance(value := ask.get(key), list) and len(value) > MOST_TIMES:
-            raise Refusal(f"site {site}: the message's {key} has {len(value)} times, more than {MOST_TIMES}")
+        times = ask.get(key)
+        if isinstance(times, list) and len(times) > MOST_TIMES:
+            raise Refusal(f"site {site}: the message's {key} has {len(times)} times, more than {MOST_TIMES}")
     for key in NEEDED.get(kind, ()):
         if key not in ask:
             refuse(key, TYPES[key][1])
