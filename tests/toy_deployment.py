@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oncofed.client.consortium import FOLDER
 from oncofed.client.data.site import SiteFolder
 from oncofed.common import wire
 from oncofed.deploy import cli
@@ -69,7 +70,7 @@ class Consortium:
         called("consortium", "init", settings, "--out", coordinator)
         for name, site in self.sites.items():
             called("site", "enrol", coordinator / KITS / f"{name}.zip", "--site", site)
-            called("consortium", "admit", coordinator, site / f"enrolment-{name}.json")
+            called("consortium", "admit", coordinator, site / FOLDER / f"enrolment-{name}.json")
         for site in self.sites.values():
             called("site", "roster", coordinator / ROSTER, "--site", site)
         self.folder, self.server = Folder.open(coordinator), Server.open(coordinator)
