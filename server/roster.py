@@ -54,8 +54,8 @@ class Answer:
 
 
 def _check_printable(config: wire.Config) -> None:
-    """Refuse a greeting with text that a terminal would obey: its name and its units are shown and compared as they are."""
-    odd = [key for key, value in config.items() if isinstance(value, str) and not value.isprintable()]
+    """Refuse a greeting with text that a terminal would obey: its units are shown and compared as they are. Lists come as lines."""
+    odd = [k for k, value in config.items() if isinstance(value, str) and not value.replace("\n", "").isprintable()]
     if odd:
         raise Refusal(f"the greeting's {odd[0]} = {config[odd[0]]!r} has characters that cannot be shown; remove them")
 
