@@ -110,7 +110,7 @@ class AnalysisSession:
         All totals of an analysis are of the same hospitals, those of its test patients apart.
         """
         plan, step = self.stamp["plan"], self.step
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "package"))
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
         sent, text = digests(self.arrays), identity_text(self.plan)
         # moments come in whatever units first: no fixed point would hold them
         form: Form = "exact" if (step, self.place) == ("moments", 1) else "fine"

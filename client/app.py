@@ -29,7 +29,7 @@ from oncofed.client.session import Session
 from oncofed.client.sum_session import SumSession
 from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
-from oncofed.common.errors import Refusal, plain
+from oncofed.common.errors import Refusal, one_line
 
 app = ClientApp()
 log = logging.getLogger("oncofed.client")
@@ -104,7 +104,7 @@ def handler(
                     "%s: refused '%s': %s",
                     name,
                     kind,
-                    plain(str(error), LONGEST),
+                    one_line(str(error), LONGEST),
                 )
                 reason = str(error)
             except Exception as error:

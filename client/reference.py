@@ -89,7 +89,13 @@ class Reference:
         try:
             weights = self._read()
             weights = weights if held == wanted else take_step(weights, sent)
-        except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file, or a step that does not fit it
+        except (
+            OSError,
+            SafetensorError,
+            IndexError,
+            KeyError,
+            ValueError,
+        ):  # a damaged file, or a step that does not fit it
             raise Lacking(self.site, wanted) from None
         if hash_of(weights) != wanted:
             raise Lacking(self.site, wanted)

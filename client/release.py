@@ -20,7 +20,7 @@ from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.broadcast import LACKS
-from oncofed.common.errors import Refusal, plain
+from oncofed.common.errors import Refusal, one_line
 from oncofed.common.privacy.accounting import Mechanism
 
 log = logging.getLogger("oncofed.client")
@@ -270,7 +270,7 @@ class Door:
 
 def refusal(releases: ReleaseLog, kind: str, reason: str, study: str = "") -> RecordDict:
     """Write a refusal into the log and pack it; where the log cannot be written, another text leaves, which says so and no more."""
-    reason = plain(reason, LONGEST)  # it may quote the message
+    reason = one_line(reason, LONGEST)  # it may quote the message
     try:
         releases.refused(kind, reason, study)
     except (OSError, Refusal) as error:

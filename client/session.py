@@ -16,6 +16,7 @@ import torch
 from flwr.app import RecordDict
 from oncofed.client.admission import Admission
 from oncofed.client.asked_patients import AskedPatients
+from oncofed.client.asked_study import asked_study
 from oncofed.client.batch import Batch, Lens
 from oncofed.client.data.cohort import Cohort, cohort_key, fingerprint, open_cohort, with_modalities
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
@@ -53,9 +54,6 @@ from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
 
-MOST_CANCERS = 500
-"""Cancer types or classes of a study: with more, noise alone would tell of its own scale."""
-
 PLACES = ("powers", "validation", "final", "table", ORDER, wire.NETWORK_GENES)
 """What tells the questions of one kind and round of a study apart."""
 
@@ -79,27 +77,7 @@ class Session:
     ) -> Session:
         """Read a request, whose form is checked; raises `Refusal` on a study that is not valid here."""
         ask = wire.read_config(content, "ask")
-        try:
-            study = Study.from_json(str(ask["study_json"]))
-        except RecursionError:
-            raise Refusal(
-                f"site {site.name}: the study in the message is not valid here: it is nested too deep"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
-        fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
-        known = (0 <= fold < study.splits.count) or (fold == ALL_PATIENTS and study.splits.refit)  # type: ignore[operator]
-        if (
-            not known
-            or phase not in study.phases
-            or not isinstance(round_, int)
-            or not 0 <= round_ <= study.steps(str(phase)).rounds
-        ):
-            raise Refusal(
-                f"site {site.name}: fold {fold!r}, phase {phase!r}, round {round_!r} is not part of the study in the message"
-            )
-        if len(ask.get("cancers", ())) > MOST_CANCERS:  # type: ignore[arg-type]
-            raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
+        study = asked_study(ask, site.name)
         if study.runtime.threads:
             torch.set_num_threads(min(study.runtime.threads, os.cpu_count() or 1))
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)

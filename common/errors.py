@@ -8,7 +8,11 @@ class Refusal(ValueError):
     """
 
 
-def plain(text: str, most: int) -> str:
-    """What another party says, for a log, a terminal or a file: on one line, without characters that command a terminal, `most` of them."""
-    shown = "".join(c if c.isprintable() else " " if c in "\n\r\t" else "\ufffd" for c in text[:most])
-    return shown if len(text) <= most else f"{shown} ..."
+def one_line(text: str, most: int = 0) -> str:
+    """What another party worded, on one line and without characters that a terminal obeys rather than shows; at most so many, 0: all.
+
+    A refusal is shown in a coordinator's terminal: escape sequences there could clear it, or write its clipboard.
+    """
+    said = text[:most] if most else text
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(said.split()))
+    return shown if len(said) == len(text) else f"{shown} ..."

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 from oncofed.deploy.cli_operate import add_operation
+from oncofed.deploy.cli_web import add_web
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 study_cli = typer.Typer(no_args_is_help=True, help="For a coordinator: check a study, and read what it found.")
 add_operation(study_cli)
+add_web(study_cli)
 out = Console()
 
 

@@ -59,6 +59,7 @@ class _Run:
     since: float
     ready: bool
     refused: bool = False
+    reader: threading.Thread | None = None
 
 
 @dataclass
@@ -159,6 +160,8 @@ class Supervisor:
                 return True
             return False
         run.child.kill()  # what is left of its session
+        if run.reader:
+            run.reader.join(1.0)  # its last words say why
         pause = self._pause(state, run)
         state.last_exit = f"{_exit(run.child.process.returncode)} at {_now()}"
         state.run, state.changed, state.down_since = None, _now(), now
@@ -193,7 +196,8 @@ class Supervisor:
         state.run = _Run(child, time.monotonic(), ready=not service.ready)
         state.starts += 1
         state.changed = _now()
-        threading.Thread(target=self._read, args=(service, state.run, read), daemon=True).start()
+        state.run.reader = threading.Thread(target=self._read, args=(service, state.run, read), daemon=True)
+        state.run.reader.start()
         self.say(state, f"started, process {child.process.pid}")
 
     def _read(self, service: Service, run: _Run, descriptor: int) -> None:

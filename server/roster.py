@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
-from oncofed.common.errors import Refusal, plain
+from oncofed.common.errors import Refusal, one_line
 from oncofed.server.journal import Journal
 from oncofed.server.membership import Membership
 
@@ -51,6 +51,13 @@ class Answer:
     config: wire.Config
     arrays: Sum
     bytes: int
+
+
+def _check_printable(config: wire.Config) -> None:
+    """Refuse a greeting with text that a terminal would obey: its units are shown and compared as they are. Lists come as lines."""
+    odd = [k for k, value in config.items() if isinstance(value, str) and not value.replace("\n", "").isprintable()]
+    if odd:
+        raise Refusal(f"the greeting's {odd[0]} = {config[odd[0]]!r} has characters that cannot be shown; remove them")
 
 
 def check_study_greeting(config: wire.Config) -> None:
@@ -246,8 +253,8 @@ class Roster:
         self.late = {i: entry for i, entry in self.late.items() if time.monotonic() < entry[3]}
 
     def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
-        """Log, and keep for the report, that a site was left out and why."""
-        site, reason = plain(site, LONGEST_NAME), plain(reason, LONGEST_REASON)
+        """Log, and keep for the report, that a site was left out and why: on one line, whatever the site worded."""
+        site, reason = one_line(site, LONGEST_NAME), one_line(reason, LONGEST_REASON)
         log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
         self.journal.write("left_out", site=site, kind=kind, round=round_, reason=reason)
@@ -312,6 +319,7 @@ class Roster:
             if "refusal" in config:
                 raise Refusal(str(config["refusal"]))
             if greets:
+                _check_printable(config)
                 self.check(config)
                 if self.membership:
                     self.membership.check(self.grid, node, config)

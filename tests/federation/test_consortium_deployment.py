@@ -2,115 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from oncofed.client.consortium import accept_roster
-from oncofed.client.data.site import SiteFolder, list_sites
-from oncofed.client.enrol import enrol
+from oncofed.client.data.site import list_sites
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
-from oncofed.deploy.consortium.folder import Folder, init
-from oncofed.deploy.consortium.members import admit, revoke, rotate_server
-from oncofed.deploy.coordinator import Server, responds
-from oncofed.deploy.edge import find_nginx
+from oncofed.deploy.consortium.members import revoke, rotate_server
+from oncofed.deploy.coordinator import responds
 from oncofed.deploy.health import check
 from oncofed.deploy.loopback import flwr, submit, wait
-from oncofed.deploy.node import SiteNode
 from oncofed.deploy.processes import Child, flower_environment, free_port
-from oncofed.deploy.running import Running, members_seen
+from oncofed.deploy.running import Running
 from oncofed.deploy.synth import SynthSettings, write_consortium
+from toy_deployment import Consortium, without_nginx
+from toy_processes import until
 
-try:
-    find_nginx()
-    WITHOUT = ""
-except ValueError as error:
-    WITHOUT = str(error)
+WITHOUT = without_nginx()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")]
-
-
-def until(there: Callable[[], Any], patience_s: float = 240.0) -> Any:
-    end = time.monotonic() + patience_s
-    while not (found := there()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.2)
-    return found
-
-
-class Consortium:
-    """Folders, and the commands that run in them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        write_consortium(root / "sites", SynthSettings(sites=3, patients=150, genes=60, cancers=3, genes_per_program=8))
-        self.sites = {SiteFolder.open(f).name: f for f in list_sites(root / "sites")}
-        self.port, self.health = free_port(), free_port()
-        settings, names = root / "consortium.toml", json.dumps(list(self.sites))
-        settings.write_text(
-            f'name = "Toy"\naddress = "127.0.0.1"\nport = {self.port}\nsuperlink_port = {free_port()}\nmembers = {names}\n'
-        )
-        self.folder: Folder = init(settings, root / "coordinator")
-        for name, site in self.sites.items():
-            admit(self.folder, enrol(self.folder.path / "kits" / f"{name}.zip", site).file)
-        for site in self.sites.values():
-            accept_roster(site, self.folder.path / "roster.json")
-        self.server = Server.open(self.folder.path)
-        self.started: dict[str, subprocess.Popen[bytes]] = {}
-
-    def command(self, *words: object) -> list[str]:
-        return [sys.executable, "-c", "from oncofed.deploy.cli import main; main()", *map(str, words)]
-
-    def start(self, name: str, *words: object) -> None:
-        with (self.root / f"{name}.out").open("ab") as log:
-            self.started[name] = subprocess.Popen(self.command(*words), stdout=log, stderr=log)
-
-    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=120, check=False)
-
-    def start_all(self) -> None:
-        self.start(
-            "server", "server", "start", self.folder.path, "--bind", "127.0.0.1", "--health", f"127.0.0.1:{self.health}"
-        )
-        for name, site in self.sites.items():
-            self.start(name, "site", "start", site)
-        self.until_online(*self.sites)
-
-    def nodes(self) -> dict[str, str]:
-        return {m.name: m.node for m in members_seen(self.server)}
-
-    def until_online(self, *names: str) -> None:
-        until(lambda: {self.nodes()[n] for n in names} == {"online"} and all(self.node(n).ready for n in names))
-
-    def node(self, name: str) -> Running:
-        return Running.read(SiteNode.open(self.sites[name]).status_file)
-
-    def log(self, name: str) -> str:
-        return (self.sites[name] / ".oncofed" / "logs" / "node.log").read_text()
-
-    def stop_all(self) -> None:
-        for process in self.started.values():
-            process.terminate()
-        for process in self.started.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(40)
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
 def consortium_at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
-    made = Consortium(tmp_path_factory.mktemp("deployed"))
+    root = tmp_path_factory.mktemp("deployed")
+    write_consortium(root / "sites", SynthSettings(sites=3, patients=150, genes=60, cancers=3, genes_per_program=8))
+    made = Consortium(root, list_sites(root / "sites"))
     try:
         made.start_all()
         yield made

@@ -7,28 +7,24 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from oncofed.client.app import app as client_app
 from oncofed.client.data.site import list_sites
-from oncofed.common import wire
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
-from oncofed.deploy.engine import InProcessGrid
 from oncofed.deploy.loopback import Loopback, submit, wait
 from oncofed.deploy.synth import SynthSettings, write_consortium
-from oncofed.server.app import run_study
-from oncofed.server.checkpoint import Checkpoints, load_arrays
+from oncofed.server.checkpoint import Checkpoints
 from safetensors.numpy import load_file
+from toy_processes import has_torch, in_session, until
+from toy_undisturbed import undisturbed, weights
 
 pytestmark = pytest.mark.slow
 
 SITES = ("Aachen", "Bergen")
 TIMEOUT_S = 45.0
-Missing = set[tuple[str, int]]
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +52,6 @@ def study(out: Path, **keys: object) -> Study:
     return Study().changed(**(base | keys))
 
 
-def weights(out: Path) -> dict[str, bytes]:
-    arrays, _ = load_arrays(out / "model-fold-0.safetensors")
-    return {name: value.tobytes() for name, value in arrays.items()}
-
-
-def undisturbed(sites: Path, out: Path, missing: Missing = frozenset(), **keys: object) -> dict[str, bytes]:  # type: ignore[assignment]
-    """Weights of the same study in this process, of which `missing` sites miss rounds."""
-
-    def fault(message: Any) -> str | None:
-        ask = wire.read_config(message.content, "ask")
-        about = SITES[message.metadata.dst_node_id - 1000], int(str(ask.get("round", 0)))
-        return "error" if message.metadata.message_type == wire.TRAIN and about in missing else None
-
-    nodes: list[Any] = [{"partition-id": i, "num-partitions": len(SITES)} for i in range(len(SITES))]
-    run_study(study(out, **keys), InProcessGrid(client_app, nodes, {"sites": str(sites)}, fault=fault))
-    return weights(out)
-
-
 class Watched:
     """A federation of real processes on loopback."""
 
@@ -91,14 +69,7 @@ class Watched:
         wait(run, home=self.loopback.home, timeout_s=400, logs=self.loopback.root)
 
     def processes(self, name: str, program: str = "") -> list[int]:
-        """The processes in the session of one that we started, or those of them that run a program."""
-        session, found = self.loopback.processes[name].process.pid, []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, IndexError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == session and program in (entry / "cmdline").read_text():
-                    found.append(int(entry.name))
-        return found
+        return in_session(self.loopback.processes[name].process.pid, program)
 
     def training(self, out: Path, round_: int, node: str) -> list[int]:
         """Wait until a node's process answers a round: the checkpoint before it is there, and the process has loaded torch."""
@@ -109,21 +80,7 @@ class Watched:
             folds, begin = self.loopback.root / "work", time.time()
             until(lambda: sum(f.stat().st_mtime > begin for f in folds.glob("*/folds/*.txt")) == len(SITES))
             before = set(self.processes(node, "flwr-clientapp"))
-        return until(lambda: [p for p in self.processes(node, "flwr-clientapp") if p not in before and _has_torch(p)])
-
-
-def _has_torch(process: int) -> bool:
-    with contextlib.suppress(OSError):
-        return "libtorch" in Path(f"/proc/{process}/maps").read_text()
-    return False
-
-
-def until(there: Callable[[], Any], patience_s: float = 300.0) -> Any:
-    end = time.monotonic() + patience_s
-    while not (found := there()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
-    return found
+        return until(lambda: [p for p in self.processes(node, "flwr-clientapp") if p not in before and has_torch(p)])
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +115,7 @@ def test_sites_that_are_killed_and_stopped(watched: Watched, sites: Path, tmp_pa
     assert "Aachen" in took_part[4] + took_part[5]
     missing = {(site, round_) for round_, there in took_part.items() for site in SITES if site not in there}
     assert missing <= {("Bergen", 2), ("Aachen", 3), ("Aachen", 4)}
-    assert weights(out) == undisturbed(sites, tmp_path / "same", missing, **keys)
+    assert weights(out) == undisturbed(study(out, **keys), list_sites(sites), tmp_path / "same", missing)
 
 
 def test_a_killed_site_gets_the_weights_in_full_where_others_get_steps(
@@ -177,7 +134,7 @@ def test_a_killed_site_gets_the_weights_in_full_where_others_get_steps(
     assert took_part[2] == ["Aachen"]
     assert took_part[4] == list(SITES)
     missing = {(site, round_) for round_, there in took_part.items() for site in SITES if site not in there}
-    assert weights(out) == undisturbed(sites, tmp_path / "same", missing, **keys)
+    assert weights(out) == undisturbed(study(out, **keys), list_sites(sites), tmp_path / "same", missing)
     for site in SITES:  # they ended with the model's own weights
         (file,) = (watched.loopback.root / "work" / site.lower() / "weights").iterdir()
         assert {f"weights/{n}": v.tobytes() for n, v in load_file(file).items()}.items() <= weights(out).items()
@@ -207,4 +164,4 @@ def test_a_killed_superlink_and_a_killed_server(watched: Watched, sites: Path, t
     watched.wait(again)
     results = json.loads((out / "results.json").read_text())
     assert [p["took_part"] for p in results["folds"][0]["curve"]] == [list(SITES)] * 3
-    assert weights(out) == undisturbed(sites, tmp_path / "same")
+    assert weights(out) == undisturbed(study(out), list_sites(sites), tmp_path / "same")

@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from oncofed.deploy import cli
 from oncofed.deploy.loopback import Loopback
 from oncofed.deploy.operate.control import FILE, FlowerRun, asked
 from oncofed.deploy.operate.state import RunState
+from toy_processes import until
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
@@ -32,14 +32,6 @@ def call(*arguments: str | Path) -> tuple[int, str]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.output.split())
-
-
-def until(there: Callable[[], Any], patience_s: float = 240.0) -> Any:
-    end = time.monotonic() + patience_s
-    while not (found := there()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.2)
-    return found
 
 
 def done(out: Path) -> int:
