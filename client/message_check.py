@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import RecordDict
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
+from oncofed.common.study import TRAIN
 
 MB = 1e6
 LONGEST_LIST = 500_000
@@ -71,6 +72,14 @@ def check_arrays(arrays: Mapping[str, np.ndarray], site: str) -> None:
     for name, value in arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise Refusal(f"site {site}: the message's array '{name[:SHOWN]}' has numbers that are not finite")
+
+
+def check_place(kind: str, phase: str, round_: int, site: str) -> None:
+    """Refuse a round or a phase where a question has none: the same sum asked in many places could be had of many sets of hospitals."""
+    if kind != wire.TRAIN and (phase != TRAIN or (kind != wire.EVALUATE and round_ != 0)):
+        raise Refusal(
+            f"site {site}: '{kind}' of phase {phase!r}, round {round_}; it is asked once a fold, of phase '{TRAIN}' and round 0"
+        )
 
 
 def _whole(value: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from oncofed.client.device import choose_device, describe
 from oncofed.client.folds import in_site_folds, split_names
 from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity, Pins
+from oncofed.client.message_check import check_place
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.reference import Reference
@@ -53,8 +53,6 @@ from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
-
-log = logging.getLogger("oncofed.client")
 
 PLACES = ("powers", "validation", "final", "table", ORDER, wire.NETWORK_GENES)
 """What tells the questions of one kind and round of a study apart."""
@@ -102,7 +100,7 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
-        self._check_place(kind)
+        check_place(kind, self.phase, self.round, self.site.name)
         if sharing_of(self.study, kind):
             self._check_sharing(simulated=door.simulated)
         if self.study.privacy.secure_sum and kind != wire.HELLO:
@@ -110,14 +108,6 @@ class Session:
         mechanisms = self._mechanisms(kind)
         if mechanisms:
             door.reserve(self._release(kind, mechanisms))
-
-    def _check_place(self, kind: str) -> None:
-        """Refuse a round or a phase where a question has none: the same sum asked in many places could be had of many sets of hospitals."""
-        if kind != wire.TRAIN and (self.phase != TRAIN or (kind != wire.EVALUATE and self.round != 0)):
-            raise Refusal(
-                f"site {self.site.name}: '{kind}' of phase {self.phase!r}, round {self.round}; it is asked once a fold, of phase '{TRAIN}' and "
-                "round 0"
-            )
 
     def _mechanisms(self, kind: str) -> tuple[Mechanism, ...]:
         """The releases with noise that an answer to this message makes."""
@@ -268,15 +258,14 @@ class Session:
         return cohort
 
     def _keep_patients(self, cohort: Cohort) -> None:
-        """Refuse cancer types whose patients are few more or fewer than those of the study's earlier questions: two sums would tell of these.
-
-        The types are the server's choice, which no signature covers. A hospital whose own files have changed begins anew.
-        """
-        if self.policy.min_cell > 1:
+        """Refuse cancer types, the server's choice, whose patients differ by few from those of the study's earlier questions."""
+        if self.policy.min_cell > 1:  # a hospital whose own files have changed begins anew
             of = f"{self.study.name}-{self.study_digest}-{fingerprint(self.site, self.study.multimodal)[:16]}"
-            AskedPatients(self.work / "asked" / of, self.site.name).check(
-                frozenset(cohort.patient.tolist()), self.policy.min_patients
+            asked, patients = (
+                AskedPatients(self.work / "asked" / of, self.site.name),
+                frozenset(cohort.patient.tolist()),
             )
+            asked.check(patients, self.policy.min_patients)
 
     def _keep_folds(self, cohort: Cohort) -> None:
         """Refuse to go on where patients have come or gone since the fold began: others would move from test to training.
