@@ -8,7 +8,6 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from oncofed.common import wire
-from oncofed.common.errors import plain
 from oncofed.deploy.engine import InProcessGrid
 from oncofed.server.roster import NotEnoughSites, Roster
 
@@ -66,8 +65,3 @@ def test_what_keeps_a_study_from_beginning_is_told_plainly() -> None:
     with pytest.raises(NotEnoughSites) as told:
         roster_of(("A", {"refusal": "no\x1b[2J"})).gather(1, {"study_json": "{}"}, quiet_s=0.0)
     assert str(told.value).isprintable()
-
-
-def test_plain_text() -> None:
-    assert plain("a\tb\r\nc\x00\x7f\x9b\u202eé", 99) == "a b  c\ufffd\ufffd\ufffd\ufffdé"
-    assert plain("abcdef", 3) == "abc ..."
