@@ -31,12 +31,12 @@ address = "127.0.0.1"
 members = ["Aachen", "Bergen", "Coimbra"]
 END
 oncofed consortium init consortium.toml --out coordinator
-oncofed data synth --out sites --sites 3 --patients 240 --genes 60 --cancers 3
+oncofed data synth --out sites --sites 3 --patients 240 --genes 80 --cancers 3
 mv sites/aachen aachen
 cp coordinator/kits/Aachen.zip .
 for name in Bergen Coimbra; do
   oncofed site enrol coordinator/kits/$name.zip --site sites/${name,}
-  oncofed consortium admit coordinator enrolment-$name.json
+  oncofed consortium admit coordinator sites/${name,}/consortium/enrolment-$name.json
 done
 cat > study.toml <<'END'
 name = "first"
@@ -60,8 +60,8 @@ secure_sum = true
 END
 oncofed study sign study.toml --key coordinator/coordinator.key
 coordinator() {
-  until [ -f enrolment-Aachen.json ]; do sleep 0.5; done
-  oncofed consortium admit coordinator enrolment-Aachen.json
+  until [ -f aachen/consortium/enrolment-Aachen.json ]; do sleep 0.5; done
+  oncofed consortium admit coordinator aachen/consortium/enrolment-Aachen.json
   for site in sites/bergen sites/coimbra; do oncofed site roster coordinator/roster.json --site $site; done
   oncofed study bundle --out unfinished.fab && mv unfinished.fab bundle.fab
   cp coordinator/roster.json unfinished.json && mv unfinished.json roster.json
