@@ -26,7 +26,7 @@ lint: $(BIN)/oncofed
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p oncofed.common -p oncofed.client -p oncofed.server -p oncofed.deploy
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow"
 
 test-all: test
 	$(BIN)/pytest -m slow

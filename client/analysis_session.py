@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,20 @@ from oncofed.client.release import Door
 from oncofed.client.resident import Resident
 from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
-from oncofed.common.blocks import Sum
+from oncofed.common.blocks import Sum, digests
 from oncofed.common.classical.life_table import Cells
 from oncofed.common.classical.risk_sets import exact_cells, grid_cells
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
 from oncofed.common.plan import Grouping, Plan
+from oncofed.common.signed_study import identity_text
 from oncofed.common.sum_coding import ANALYSIS_BITS, Form
 
 LARGEST = 1e6
 """A standardised covariate beyond this is none."""
+
+MOST_GROUPS = 500
+"""Combinations of levels: tables have a row for each, whoever is here."""
 
 TESTED = ("pairs", "scores")
 """Steps about the plan's test patients."""
@@ -82,7 +86,7 @@ class AnalysisSession:
     @property
     def stamp(self) -> wire.Config:
         """What every answer repeats, so that the server can refuse an answer to another question; the plan by its digest, for the log."""
-        digest = hashlib.sha256(self.plan.model_dump_json(exclude={"out"}).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(identity_text(self.plan).encode()).hexdigest()[:16]
         return {"analysis": self.plan.name, "plan": digest, "step": self.step, "round": int(self.ask.get("round", 0))}  # type: ignore[arg-type]
 
     # -- under masks ---------------------------------------------------------------------------------------------------
@@ -107,8 +111,7 @@ class AnalysisSession:
         """
         plan, step = self.stamp["plan"], self.step
         asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
-        sent = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(self.arrays.items())}
-        text = self.plan.model_dump_json(exclude={"out"})
+        sent, text = digests(self.arrays), identity_text(self.plan)
         # moments come in whatever units first: no fixed point would hold them
         form: Form = "exact" if (step, self.place) == ("moments", 1) else "fine"
         sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
@@ -214,7 +217,12 @@ class AnalysisSession:
         return self._combinations(self.plan.stratified)
 
     def _combinations(self, groupings: tuple[Grouping, ...]) -> int:
-        return int(np.prod([len(self.levels.get(g.column, [])) for g in groupings], dtype=np.int64))
+        count = prod(len(self.levels.get(g.column, [])) for g in groupings)
+        if count > MOST_GROUPS:
+            raise Refusal(
+                f"site {self.site.name}: {count} groups are compared or kept apart, at most {MOST_GROUPS} are"
+            )
+        return count
 
     @cached_property
     def alike(self) -> np.ndarray:

@@ -17,19 +17,19 @@ from oncofed.client.admission import Admission
 from oncofed.client.analyse import analyse as answer_analysis
 from oncofed.client.analysis_session import AnalysisSession
 from oncofed.client.data.site import SiteFolder, list_sites
-from oncofed.client.message_check import check_arrays, check_question, check_size
+from oncofed.client.message_check import check_arrays, check_question, check_room, check_size
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.ledger import ledger_of
 from oncofed.client.reference import Lacking
 from oncofed.client.release import Answer, Answered, Door, refusal
 from oncofed.client.release_log import FILE as LOG
-from oncofed.client.release_log import ReleaseLog
+from oncofed.client.release_log import LONGEST, ReleaseLog
 from oncofed.client.resident import Resident
 from oncofed.client.session import Session
 from oncofed.client.sum_session import SumSession
 from oncofed.client.tabulate import tabulate
 from oncofed.common import wire
-from oncofed.common.errors import Refusal
+from oncofed.common.errors import Refusal, one_line
 
 app = ClientApp()
 log = logging.getLogger("oncofed.client")
@@ -80,6 +80,8 @@ def handler(
                 policy = Policy.read(folder, simulated=simulated)
                 door = Door(name, policy, work / LOG, simulated, ledger_of(folder, work))
                 Admission(name, policy, folder, simulated).message()
+                if not simulated:
+                    check_room(work, name, policy.min_free_mb)
                 check_size(message.content, name, policy.max_incoming_mb)
                 ask = wire.read_config(message.content, "ask")
                 wire.check_protocol(ask, "the server")
@@ -97,7 +99,13 @@ def handler(
                 return Message(door.lacks(kind, lack.wanted), reply_to=message)
             except Refusal as error:
                 # of a simulated site the server's own log says it, in the same window
-                log.log(logging.INFO if simulated else logging.WARNING, "%s: refused '%s': %s", name, kind, error)
+                log.log(
+                    logging.INFO if simulated else logging.WARNING,
+                    "%s: refused '%s': %s",
+                    name,
+                    kind,
+                    one_line(str(error), LONGEST),
+                )
                 reason = str(error)
             except Exception as error:
                 log.error("%s: '%s' failed:\n%s", name, kind, told(error))

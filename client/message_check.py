@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
+from oncofed.common.study import TRAIN
 
 MB = 1e6
 LONGEST_LIST = 500_000
 """Names in a list; a panel with all other names of its genes has some ten thousand lines."""
 LONGEST_TEXT = 20_000_000
 """Characters of a text: that of a study has some thousands, the names of all alterations some hundred thousand."""
+MOST_TIMES = 1000
+"""Starts of intervals of time: a site makes as many columns of them as they are, for every cancer type."""
 SHOWN = 40
 
 
@@ -50,6 +55,10 @@ def check_question(kind: str, ask: wire.Config, site: str) -> None:
             raise Refusal(f"site {site}: the message's {key} has a text of more than {LONGEST_TEXT} characters")
         if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             refuse(key, "finite numbers")
+    for key in ("grid", "edges"):
+        times = ask.get(key)
+        if isinstance(times, list) and len(times) > MOST_TIMES:
+            raise Refusal(f"site {site}: the message's {key} has {len(times)} times, more than {MOST_TIMES}")
     for key in NEEDED.get(kind, ()):
         if key not in ask:
             refuse(key, TYPES[key][1])
@@ -63,6 +72,14 @@ def check_arrays(arrays: Mapping[str, np.ndarray], site: str) -> None:
     for name, value in arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise Refusal(f"site {site}: the message's array '{name[:SHOWN]}' has numbers that are not finite")
+
+
+def check_place(kind: str, phase: str, round_: int, site: str) -> None:
+    """Refuse a round or a phase where a question has none: the same sum asked in many places could be had of many sets of hospitals."""
+    if kind != wire.TRAIN and (phase != TRAIN or (kind != wire.EVALUATE and round_ != 0)):
+        raise Refusal(
+            f"site {site}: '{kind}' of phase {phase!r}, round {round_}; it is asked once a fold, of phase '{TRAIN}' and round 0"
+        )
 
 
 def _whole(value: Any) -> bool:
@@ -119,3 +136,14 @@ def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
+
+
+def check_room(work: Path, site: str, least_mb: float) -> None:
+    """Refuse any message where little is free on the disk of the working folder: messages leave files there, a coordinator's many messages many."""
+    there = next(folder for folder in (work.absolute(), *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / MB
+    if free < least_mb:
+        raise Refusal(
+            f"site {site}: {free:.0f} MB are free on the disk of its working folder, its policy keeps {least_mb:g} (min_free_mb in policy.toml); "
+            "its engineer must make room"
+        )

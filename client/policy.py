@@ -160,6 +160,12 @@ class Policy(BaseModel):
         UNBOUND, gt=0, description="all that leaves for one study or analysis, by the release log; inf: no bound"
     )
 
+    min_free_mb: float = Field(
+        1000.0,
+        ge=0,
+        description="no message is answered while less is free on the disk of the working folder, in millions of bytes: messages leave files there",
+    )
+
     @field_validator("coordinators", "code")
     @classmethod
     def _hex(cls, values: tuple[str, ...]) -> tuple[str, ...]:

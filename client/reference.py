@@ -22,6 +22,9 @@ from oncofed.common.files import replacing
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+MOST_STUDIES = 20
+"""Studies whose weights stay; a site that lacks weights is sent them in full, and a server may ask of any number of studies."""
+
 
 class Lacking(Refusal):
     """The site cannot make a question's weights of what it holds: the server sends them in full."""
@@ -66,6 +69,9 @@ class Reference:
                     os.link(same, temporary)
             if not temporary.exists():
                 save_file({n: np.asarray(v, order="C") for n, v in weights.items()}, temporary, {"hash": wanted})
+        kept = sorted(self.file.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in kept[MOST_STUDIES:]:
+            old.unlink(missing_ok=True)
 
     def _made(self, wanted: str, base: str, sent: Sum) -> Sum:
         """The weights of a hash, from the message or the file; what they are is checked once, at the end."""
@@ -83,7 +89,13 @@ class Reference:
         try:
             weights = self._read()
             weights = weights if held == wanted else take_step(weights, sent)
-        except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file, or a step that does not fit it
+        except (
+            OSError,
+            SafetensorError,
+            IndexError,
+            KeyError,
+            ValueError,
+        ):  # a damaged file, or a step that does not fit it
             raise Lacking(self.site, wanted) from None
         if hash_of(weights) != wanted:
             raise Lacking(self.site, wanted)

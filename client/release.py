@@ -20,7 +20,7 @@ from oncofed.client.released import ReleasedGroups
 from oncofed.common import wire
 from oncofed.common.blocks import Sum, all_finite
 from oncofed.common.broadcast import LACKS
-from oncofed.common.errors import Refusal
+from oncofed.common.errors import Refusal, one_line
 from oncofed.common.privacy.accounting import Mechanism
 
 log = logging.getLogger("oncofed.client")
@@ -235,8 +235,10 @@ class Door:
             )
         if not self.simulated and not self.reserved:
             purpose = " ".join(str(config[k]) for k in ("study", "analysis", "plan", "step") if config.get(k))
-            study = str(config.get("study") or config.get("analysis") or "")
-            self.ledger.charge(study, f"{kind} {purpose}", [Mechanism("pure", answer.epsilon)])
+            # under its digest: a plan of the same name and another text is another one
+            study = " ".join(str(config[k]) for k in ("study", "analysis", "plan") if config.get(k))
+            cap = answer.epsilon, self.policy.delta_budget
+            self.ledger.charge(study, f"{kind} {purpose}", [Mechanism("pure", answer.epsilon)], cap=cap)
         share = answer.epsilon / len(total)
         return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
 
@@ -268,7 +270,7 @@ class Door:
 
 def refusal(releases: ReleaseLog, kind: str, reason: str, study: str = "") -> RecordDict:
     """Write a refusal into the log and pack it; where the log cannot be written, another text leaves, which says so and no more."""
-    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+    reason = one_line(reason, LONGEST)  # it may quote the message
     try:
         releases.refused(kind, reason, study)
     except (OSError, Refusal) as error:

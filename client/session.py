@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 from oncofed.client.admission import Admission
+from oncofed.client.asked_patients import AskedPatients
+from oncofed.client.asked_study import asked_study
 from oncofed.client.batch import Batch, Lens
-from oncofed.client.data.cohort import Cohort, cohort_key, open_cohort, with_modalities
+from oncofed.client.data.cohort import Cohort, cohort_key, fingerprint, open_cohort, with_modalities
 from oncofed.client.data.site import ALTERATIONS as ALTERATION_FILES
 from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.site import PATHOLOGY as PATHOLOGY_FILES
@@ -24,6 +26,7 @@ from oncofed.client.device import choose_device, describe
 from oncofed.client.folds import in_site_folds, split_names
 from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity, Pins
+from oncofed.client.message_check import check_place
 from oncofed.client.policy import Policy
 from oncofed.client.privacy.train import Held
 from oncofed.client.reference import Reference
@@ -33,7 +36,7 @@ from oncofed.client.scale import lens_of
 from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
 from oncofed.common.ablation import ORDER
-from oncofed.common.blocks import Sum, part
+from oncofed.common.blocks import Sum, digests, part
 from oncofed.common.broadcast import BASE, HASH, WEIGHTS
 from oncofed.common.covariates import input_names
 from oncofed.common.errors import Refusal
@@ -45,15 +48,11 @@ from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.privacy.releases import EVIDENCE, STATISTICS, TRAINING, Promise, kept
 from oncofed.common.privacy.sharing import SHARED_BITS, sharing_of
 from oncofed.common.scaling import Scaling
+from oncofed.common.signed_study import identity_text
 from oncofed.common.splits import ALL_PATIENTS
 from oncofed.common.study import TRAIN, Study
 from oncofed.common.survival import TimeGrid
 from oncofed.common.tables import scale_prefix, table_widths
-
-log = logging.getLogger("oncofed.client")
-
-MOST_CANCERS = 500
-"""Cancer types or classes of a study: with more, noise alone would tell of its own scale."""
 
 PLACES = ("powers", "validation", "final", "table", ORDER, wire.NETWORK_GENES)
 """What tells the questions of one kind and round of a study apart."""
@@ -78,29 +77,9 @@ class Session:
     ) -> Session:
         """Read a request, whose form is checked; raises `Refusal` on a study that is not valid here."""
         ask = wire.read_config(content, "ask")
-        try:
-            study = Study.from_json(str(ask["study_json"]))
-        except RecursionError:
-            raise Refusal(
-                f"site {site.name}: the study in the message is not valid here: it is nested too deep"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refusal(f"site {site.name}: the study in the message is not valid here: {error}") from None
-        fold, round_, phase = ask.get("fold", 0), ask.get("round", 0), ask.get("phase", TRAIN)
-        known = set(range(study.splits.count)) | ({ALL_PATIENTS} if study.splits.refit else set())
-        if (
-            fold not in known
-            or phase not in study.phases
-            or not isinstance(round_, int)
-            or not 0 <= round_ <= study.steps(str(phase)).rounds
-        ):
-            raise Refusal(
-                f"site {site.name}: fold {fold!r}, phase {phase!r}, round {round_!r} is not part of the study in the message"
-            )
-        if len(ask.get("cancers", ())) > MOST_CANCERS:  # type: ignore[arg-type]
-            raise Refusal(f"site {site.name}: {len(ask['cancers'])} cancer types are more than {MOST_CANCERS}")  # type: ignore[arg-type]
+        study = asked_study(ask, site.name)
         if study.runtime.threads:
-            torch.set_num_threads(study.runtime.threads)
+            torch.set_num_threads(min(study.runtime.threads, os.cpu_count() or 1))
         return cls(ask, wire.read_arrays(content), study, site, work, resident, own_device, policy)
 
     @cached_property
@@ -121,6 +100,7 @@ class Session:
                 f"site {self.site.name}: the study promises privacy.unit = '{self.study.privacy.unit}', and '{kind}' lets sums over patients out "
                 "without noise"
             )
+        check_place(kind, self.phase, self.round, self.site.name)
         if sharing_of(self.study, kind):
             self._check_sharing(simulated=door.simulated)
         if self.study.privacy.secure_sum and kind != wire.HELLO:
@@ -162,11 +142,11 @@ class Session:
 
     @property
     def _told(self) -> str:
-        return self.study.model_dump_json(exclude={"runtime"})
+        return identity_text(self.study)
 
     @property
     def study_digest(self) -> str:
-        """Names the study by all that it says but how it is run."""
+        """Names the study by all that its signature covers: what a server writes beside it makes no other study of it."""
         return hashlib.sha256(self._told.encode()).hexdigest()[:8]
 
     def _release(self, kind: str, mechanisms: tuple[Mechanism, ...]) -> Release:
@@ -184,8 +164,7 @@ class Session:
         """A digest of all that was asked: the study, the request and every number in it. Every site that is asked alike has it."""
         unasked = ("study_json", "signature", "package", HASH, BASE)
         asked = sorted((k, v) for k, v in self.ask.items() if k not in unasked)
-        sent = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in sorted(self.arrays.items())}
-        return _digest([self._told, asked, sent])
+        return _digest([self._told, asked, digests(self.arrays)])
 
     def _under_masks(self, kind: str, total: Sum, *, forget: bool) -> wire.Config:
         """Keep a sum that may leave for the exchanges that add it to the others' under masks; what the answer says of it."""
@@ -275,7 +254,18 @@ class Session:
         cohort = in_site_folds(with_modalities(cohort, self.study), self.study, self.site.name)
         if not self.study.privacy.on:  # where a fold is a patient's own, others stay where they were
             self._keep_folds(cohort)
+            self._keep_patients(cohort)
         return cohort
+
+    def _keep_patients(self, cohort: Cohort) -> None:
+        """Refuse cancer types, the server's choice, whose patients differ by few from those of the study's earlier questions."""
+        if self.policy.min_cell > 1:  # a hospital whose own files have changed begins anew
+            of = f"{self.study.name}-{self.study_digest}-{fingerprint(self.site, self.study.multimodal)[:16]}"
+            asked, patients = (
+                AskedPatients(self.work / "asked" / of, self.site.name),
+                frozenset(cohort.patient.tolist()),
+            )
+            asked.check(patients, self.policy.min_patients)
 
     def _keep_folds(self, cohort: Cohort) -> None:
         """Refuse to go on where patients have come or gone since the fold began: others would move from test to training.

@@ -6,6 +6,7 @@ A parameter belongs to one block, or, when it is stacked (`[E, in, out]`), each 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -75,6 +76,16 @@ def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Sum:
 def part(prefix: str, arrays: Mapping[str, np.ndarray]) -> Sum:
     """The inverse of `under`: the arrays whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The SHA-256 of each array by name: type, shape and bytes, since the same bytes of another type are other numbers."""
+    out = {}
+    for name, value in sorted(arrays.items()):
+        of = hashlib.sha256(f"{value.dtype.str} {value.shape} ".encode())
+        of.update(value.tobytes())
+        out[name] = of.hexdigest()
+    return out
 
 
 def all_finite(value: np.ndarray) -> bool:

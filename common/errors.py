@@ -8,9 +8,11 @@ class Refusal(ValueError):
     """
 
 
-def one_line(text: str) -> str:
-    """What another party worded, on one line and without characters that a terminal obeys rather than shows.
+def one_line(text: str, most: int = 0) -> str:
+    """What another party worded, on one line and without characters that a terminal obeys rather than shows; at most so many, 0: all.
 
     A refusal is shown in a coordinator's terminal: escape sequences there could clear it, or write its clipboard.
     """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    said = text[:most] if most else text
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(said.split()))
+    return shown if len(said) == len(text) else f"{shown} ..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ def possible_texts(asked: Study | Plan) -> list[dict[str, Any]]:
     if isinstance(asked, Plan) or not asked.splits.held_out_sites:
         return [text]
     return [text, text | {"splits": text["splits"] | {"held_out_sites": [EVERY_SITE]}}]
+
+
+def identity_text(asked: Study | Plan) -> str:
+    """What tells one study or plan from another at a site: all that a signature covers, and nothing that a server may write beside it.
+
+    Which sites are held out in turn may come later, so studies that differ in that alone are one.
+    """
+    return json.dumps(possible_texts(asked)[-1], sort_keys=True)
 
 
 def text_digest(text: dict[str, Any]) -> str:

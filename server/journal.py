@@ -17,6 +17,8 @@ from io import SEEK_END, RawIOBase
 from pathlib import Path
 from typing import Any
 
+from oncofed.common.errors import one_line
+
 log = logging.getLogger("oncofed.server")
 
 JOURNAL, STUDY = "journal.jsonl", "study.toml"
@@ -76,4 +78,4 @@ class Journal:
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value[:LONGEST] if isinstance(value, str) else value
+    return one_line(value)[:LONGEST] if isinstance(value, str) else value

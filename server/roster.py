@@ -22,6 +22,11 @@ RETRY_S = 600.0
 """A node that was refused is asked again after this long."""
 MOST_WIDE = 100_000
 """Numbers of an embedding, far beyond any model's: one of that width would be built for it."""
+LONGEST_NAME, LONGEST_REASON = 80, 3000
+MOST_GENES, MOST_CANCERS = 500_000, 500
+"""Names in a greeting; what a site refuses as too many to be asked about, one that says so many must not bring upon all."""
+LONGEST_WORD = 200
+"""Characters of a gene or a cancer type."""
 SHOWN = 5
 """Refusals that a message names."""
 NEWCOMER_S = 60.0
@@ -49,8 +54,8 @@ class Answer:
 
 
 def _check_printable(config: wire.Config) -> None:
-    """Refuse a greeting with text that a terminal would obey: its name and its units are shown and compared as they are."""
-    odd = [key for key, value in config.items() if isinstance(value, str) and not value.isprintable()]
+    """Refuse a greeting with text that a terminal would obey: its units are shown and compared as they are. Lists come as lines."""
+    odd = [k for k, value in config.items() if isinstance(value, str) and not value.replace("\n", "").isprintable()]
     if odd:
         raise Refusal(f"the greeting's {odd[0]} = {config[odd[0]]!r} has characters that cannot be shown; remove them")
 
@@ -62,6 +67,11 @@ def check_study_greeting(config: wire.Config) -> None:
         empty = key == "cancers" and not value
         if not isinstance(value, list) or empty or not all(isinstance(v, str) for v in value):
             raise Refusal(f"the greeting's {key} must be a list of names")
+        most = MOST_GENES if key == "genes" else MOST_CANCERS
+        if len(value) > most or any(len(v) > LONGEST_WORD or not v.isprintable() for v in map(str, value)):
+            raise Refusal(
+                f"the greeting's {key} must be at most {most} names of printable characters, {LONGEST_WORD} at most each"
+            )
     if not isinstance(config.get("unit_family"), str):
         raise Refusal("the greeting lacks its unit family")
     for name in ("images", "alterations", "embedding"):
@@ -244,7 +254,7 @@ class Roster:
 
     def leave_out(self, site: str, kind: str, round_: int, reason: str) -> None:
         """Log, and keep for the report, that a site was left out and why: on one line, whatever the site worded."""
-        site, reason = one_line(site), one_line(reason)
+        site, reason = one_line(site, LONGEST_NAME), one_line(reason, LONGEST_REASON)
         log.warning("round %d: %s left out of '%s': %s", round_, site, kind, reason)
         self.left_out.append({"site": site, "kind": kind, "round": round_, "reason": reason})
         self.journal.write("left_out", site=site, kind=kind, round=round_, reason=reason)
@@ -302,7 +312,7 @@ class Roster:
         try:
             config = wire.read_config(reply.content, "from")
             wire.check_protocol(config, name)
-            name = str(config["site"])
+            name = _checked_name(config["site"])
             if node in self.hellos and name != self.name(node):
                 name, claimed = self.name(node), name
                 raise Refusal(f"answers in the name of {claimed!r}")
@@ -320,6 +330,20 @@ class Roster:
 
     def _is_local(self) -> bool:
         return bool(getattr(self.grid, "all_present", False))
+
+
+def _checked_name(told: object) -> str:
+    """A site's name, which goes into logs, files and reports; raises `Refusal` on what is none."""
+    if (
+        not isinstance(told, str)
+        or not 0 < len(told) <= LONGEST_NAME
+        or not told.isprintable()
+        or {"/", "\\"} & set(told)
+    ):
+        raise Refusal(
+            f"calls itself {told!r:.100}, wanted a name of up to {LONGEST_NAME} printable characters, no / or \\"
+        )
+    return told
 
 
 def _size(content) -> int:  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ for key, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ[key] = value
+os.environ.pop("COLUMNS", None)  # set in test processes that run side by side; a test of a wide terminal says so itself
 
 from oncofed.common.study import Study  # noqa: E402
 from oncofed.deploy.synth import SynthSettings, write_consortium  # noqa: E402

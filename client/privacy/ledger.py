@@ -134,10 +134,12 @@ class Ledger:
                 )
             lines.append({"op": "settle", "id": id, "counts": used, "time": _now()})
 
-    def charge(self, study: str, purpose: str, mechanisms: Sequence[Mechanism]) -> None:
-        """Reserve under an id of its own and settle at once: for a release of which nobody will ask again."""
+    def charge(
+        self, study: str, purpose: str, mechanisms: Sequence[Mechanism], *, cap: tuple[float, float] | None = None
+    ) -> None:
+        """Reserve under an id of its own and settle at once: for a release of which no answer is kept."""
         id = f"charge/{uuid.uuid4()}"
-        self.reserve(id, study, purpose, mechanisms)
+        self.reserve(id, study, purpose, mechanisms, cap=cap)
         self.settle(id)
 
     def spent(self, delta: float | None = None, study: str | None = None) -> float:

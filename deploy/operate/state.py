@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from oncofed.common.errors import one_line
 from oncofed.server.journal import JOURNAL, STUDY
 
 Status = Literal["waiting", "running", "finished", "failed"]
@@ -278,4 +279,4 @@ def _number(value: Any) -> float | None:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
-    return value
+    return one_line(value)  # a terminal obeys some characters

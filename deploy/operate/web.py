@@ -231,6 +231,7 @@ def served(out: Path, host: str, port: int, names: Collection[str] = (), tls: tu
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=bool(names),  # without a proxy anyone here could claim an address, and log in too often from many
         limit_concurrency=100,
         ssl_certfile=certificate,
         ssl_keyfile=key,

@@ -381,8 +381,11 @@ def test_a_patient_who_comes_between_two_analyses_is_not_their_difference(table:
 def test_noise_replaces_the_smallest_cell_and_empties_the_budget(table: pd.DataFrame, tmp_path: Path) -> None:
     root = deal(table, owners(len(table), 2), tmp_path / "sites", 'labels = ["fin"]\nepsilon_budget = 2.5\n')
     plan = Plan(kind="km", group="fin", epsilon=1.0, grid_months=13, horizon_months=52, out=str(tmp_path / "out"))
-    first, second = (analyse_at_hospitals(plan, root, tmp_path / "work") for _ in range(2))
+    first = analyse_at_hospitals(plan, root, tmp_path / "work")
+    with pytest.raises(NotEnoughSites, match=r"would come to epsilon 2 .* here, and it promised 1"):
+        analyse_at_hospitals(plan, root, tmp_path / "work")
+    second = analyse_at_hospitals(plan.model_copy(update={"name": "second"}), root, tmp_path / "work")
     assert first["curves"][0]["survival"] != second["curves"][0]["survival"]
     assert max(abs(c["patients"] - (table["fin"] == v).sum()) for v, c in enumerate(first["curves"])) < 60
     with pytest.raises(NotEnoughSites, match=r"2 of the budget of 2\.5 is spent"):
-        analyse_at_hospitals(plan, root, tmp_path / "work")
+        analyse_at_hospitals(plan.model_copy(update={"name": "third"}), root, tmp_path / "work")

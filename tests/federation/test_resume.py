@@ -251,10 +251,10 @@ def test_a_real_federation_is_resumed_through_flower(
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
     result = CliRunner().invoke(cli.cli, ["study", "resume", str(out)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert f"flwr run {out}/bundle --stream" in result.output
+    assert f"flwr run {out}/bundle -c {out}/bundle/run.toml --stream" in result.output
     assert "resume" not in (out / "study.toml").read_text()
-    assert '"runtime.resume" = true' in (out / "bundle" / "pyproject.toml").read_text()
-    assert f'"runtime.out" = "{out}"' in (out / "bundle" / "pyproject.toml").read_text()
+    assert '"runtime.resume" = true' in (out / "bundle" / "run.toml").read_text()
+    assert f'"runtime.out" = "{out}"' in (out / "bundle" / "run.toml").read_text()
 
 
 @pytest.mark.slow
@@ -284,6 +284,6 @@ def test_a_configured_connection_resumes_at_once(
         monkeypatch.setenv("FLWR_HOME", str(loopback.home))
         result = CliRunner().invoke(cli.cli, ["study", "resume", str(tmp_path / "b")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert f"flwr run {tmp_path}/b/bundle here --stream" in result.output
+    assert f"flwr run {tmp_path}/b/bundle here -c {tmp_path}/b/bundle/run.toml --stream" in result.output
     assert "finished" in result.output
     assert differing(model_of(straight), model_of(broken)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -128,8 +129,11 @@ def test_noise_is_paid_for_and_nothing_but_counts_leaves_with_it(tmp_path: Path)
     out = released(tmp_path, counts, wire.ANALYSE, epsilon_budget=1.5)["events"]
     assert (out < 0).any()
     assert (out > 0).any()
+    with pytest.raises(Refusal, match=r"would come to epsilon 2 .* and it promised 1"):
+        released(tmp_path, counts, wire.ANALYSE, epsilon_budget=8.0)
+    other = dataclasses.replace(counts, config={"step": "table", "analysis": "other"})
     with pytest.raises(Refusal, match=r"1 of the budget of 1\.5 is spent"):
-        released(tmp_path, counts, wire.ANALYSE, epsilon_budget=1.5)
+        released(tmp_path, other, wire.ANALYSE, epsilon_budget=1.5)
     mixed = Answer({}, {"events": np.zeros(5), "risk": np.zeros(5)}, 3, counts={"events": 1}, epsilon=0.1)
     with pytest.raises(Refusal, match=r"tables of counts alone, not \['risk'\]"):
         released(tmp_path, mixed, wire.ANALYSE)
