@@ -20,6 +20,8 @@ from oncofed.server.journal import JOURNAL, STUDY
 log = logging.getLogger("oncofed.server")
 
 RESULTS, EARLIER = "results.json", "earlier"
+LOCK = ".lock"
+"""Held by the server's process, whose id it has."""
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def opened(study: Study) -> Iterator[Path]:
     """The run's folder, locked and with the study in it; what another run left there is set aside unless the study resumes."""
     out = Path(study.runtime.out)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a+") as lock:
+    with (out / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
         except BlockingIOError:

@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 SWITCH = "switch"
+PREFIX = "oncofed-test-"
+"""Of namespaces' names; the process id of the test follows."""
 
 
 def ip(*words: str) -> str:
@@ -37,6 +40,8 @@ class Network:
         self.made: list[str] = []
 
     def __enter__(self) -> Network:
+        for name in _left_behind():
+            ip("netns", "del", name)
         try:
             self._make(SWITCH)
             ip("-n", self._space(SWITCH), "link", "add", "bridge", "type", "bridge")
@@ -88,7 +93,13 @@ class Network:
 
     def _space(self, name: str) -> str:
         number = 0 if name == SWITCH else 1 + self.machines.index(name)
-        return f"oncofed-test-{os.getpid()}-{number}"
+        return f"{PREFIX}{os.getpid()}-{number}"
 
     def _port(self, machine: str) -> str:
         return f"port{1 + self.machines.index(machine)}"
+
+
+def _left_behind() -> list[str]:
+    """Namespaces of tests that were killed before they could remove them."""
+    ours = [line.split()[0] for line in ip("netns", "list").splitlines() if line.startswith(PREFIX)]
+    return [name for name in ours if not Path("/proc", name.removeprefix(PREFIX).partition("-")[0]).exists()]

@@ -15,9 +15,11 @@ from oncofed.common.files import write_text
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.engine import QUIET
+from oncofed.deploy.lock import holder
 from oncofed.deploy.loopback import flwr, submit
 from oncofed.deploy.operate.state import Follower, RunState
 from oncofed.deploy.started import FILE as SIMULATION
+from oncofed.server.run_folder import LOCK
 
 FILE = "flower.json"
 OWN_FILES = ("panel.file", "panel.names", "analysis.pathways", "training.start", "runtime.roster")
@@ -97,10 +99,16 @@ def at_home(study: Study, out: Path) -> Study:
 
 
 def submitted(study: Study, connection: str) -> FlowerRun:
-    """Submit a study, and keep the run's id in the folder that is its `runtime.out`."""
+    """Submit a study, and keep the run's id in the folder that is its `runtime.out`.
+
+    A run that is resumed and whose server has died is stopped first: Flower takes it for running for another minute.
+    """
     out = Path(study.runtime.out)
     before = FlowerRun.read(out)
     if before is not None:
+        if study.runtime.resume and has_died(before, out):
+            with contextlib.suppress(RuntimeError):  # its SuperLink no longer knows it
+                stopped(before)
         refuse_while_running(before, out)
     earlier = (*before.earlier, before.run) if before and study.runtime.resume else ()
     since, bundle = time.time(), write_bundle(out / "bundle", study.run_config())
@@ -108,6 +116,16 @@ def submitted(study: Study, connection: str) -> FlowerRun:
     (out / SIMULATION).unlink(missing_ok=True)  # or the folder would go on as that simulation
     run.write(out)
     return run
+
+
+def has_died(run: FlowerRun, out: Path) -> bool:
+    """Whether a run's server has begun in its folder, and its process is no more."""
+    lock = out / LOCK
+    try:
+        begun = lock.stat().st_mtime >= run.since
+    except OSError:
+        return False
+    return begun and holder(lock) is None
 
 
 def refuse_while_running(run: FlowerRun, out: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 from cryptography import x509
 from oncofed.client.data.site import SiteFolder, list_sites
+from oncofed.common import wire
 from oncofed.common.study import Study
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from toy_deployment import SERVER, Consortium, asked, events, without_nginx
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT
 SITES = ["Aachen", "Bergen", "Coimbra"]
 CUT = "Bergen"
 SHORT_S, LONG_S = 20.0, 60.0
-ROUNDS = 14
+ROUNDS = 10
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def test_who_can_be_reached_where(apart: Consortium, network: Network) -> None:
     certificate = x509.load_pem_x509_certificate((apart.folder.path / "server.crt").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert ipaddress.ip_address(network.address(SERVER)) in names.get_values_for_type(x509.IPAddress)
-    beyond = {m: {a for a in network.listeners(m) if not a.startswith(("127.", "[::1]"))} for m in network.machines}
+    own = ("127.", "[::1]", "[::ffff:127.")
+    beyond = {m: {a for a in network.listeners(m) if not a.startswith(own)} for m in network.machines}
     assert beyond == {SERVER: {f"{network.address(SERVER)}:{apart.port}"}} | {site: set() for site in SITES}
     ahead = apart.run("site", "preflight", apart.sites[CUT], "--no-data", at=CUT)
     assert ahead.returncode == 0, ahead.stdout
@@ -109,7 +111,7 @@ def test_a_cable_that_is_cut_in_a_round(apart: Consortium, network: Network, tmp
         time.sleep(max(0.0, LONG_S - (time.monotonic() - begin)))
     finally:
         network.mend(CUT)
-    until(lambda: events(out)[-1]["event"] in ("finished", "failed"), 400.0, 1.0)
+    until(lambda: events(out)[-1]["event"] in ("finished", "failed"), 900.0, 1.0)
     results = json.loads((out / "results.json").read_text())
     assert "finished" in results, here.last_words()
     took_part = {p["round"]: p["took_part"] for p in results["folds"][0]["curve"]}
@@ -117,7 +119,7 @@ def test_a_cable_that_is_cut_in_a_round(apart: Consortium, network: Network, tmp
     missed = [round_ for round_, there in took_part.items() if CUT not in there]
     assert missed == list(range(3, 3 + len(missed))), "it is away once"
     assert 1 <= len(missed) < ROUNDS - 2, "it comes back"
-    assert {(x["site"], x["round"]) for x in results["left_out"]} == {(CUT, 3)}
+    assert {(x["site"], x["round"]) for x in results["left_out"] if x["kind"] == wire.TRAIN} == {(CUT, 3)}
     assert weights(out) == undisturbed(study, list(here.sites.values()), tmp_path / "same", {(CUT, r) for r in missed})
     # the node has come through both by itself
     here.until_online(*SITES)
