@@ -29,7 +29,7 @@ test: lint
 	$(BIN)/pytest -n auto -m "not slow"
 
 test-all: test
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 bench: $(BIN)/oncofed
 	$(BIN)/python tests/benchmarks/run.py
