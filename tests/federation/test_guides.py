@@ -63,7 +63,7 @@ coordinator() {
   until [ -f aachen/consortium/enrolment-Aachen.json ]; do sleep 0.5; done
   oncofed consortium admit coordinator aachen/consortium/enrolment-Aachen.json
   for site in sites/bergen sites/coimbra; do oncofed site roster coordinator/roster.json --site $site; done
-  oncofed study bundle --out unfinished.fab && mv unfinished.fab bundle.fab
+  oncofed study bundle --out bundles && mv bundles/*.fab bundle.fab
   cp coordinator/roster.json unfinished.json && mv unfinished.json roster.json
   oncofed server start coordinator > server.log 2>&1 &
   until oncofed server status coordinator > /dev/null; do sleep 2; done
