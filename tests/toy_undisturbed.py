@@ -24,8 +24,13 @@ def weights(out: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in arrays.items()}
 
 
-def undisturbed(study: Study, sites: list[Path], out: Path, missing: Missing = frozenset()) -> dict[str, bytes]:
-    """Weights of a study that runs in this process, into the folder `out`, of which some sites miss rounds."""
+def undisturbed(
+    study: Study, sites: list[Path], out: Path, missing: Missing = frozenset(), *, simulated: bool = True
+) -> dict[str, bytes]:
+    """Weights of a study that runs in this process, into the folder `out`, of which some sites miss rounds.
+
+    Sites that are not `simulated` have the policy of a hospital, and where it withholds small groups the time grid is another.
+    """
     names = [SiteFolder.open(folder).name for folder in sites]
 
     def fault(message: Any) -> str | None:
@@ -34,7 +39,8 @@ def undisturbed(study: Study, sites: list[Path], out: Path, missing: Missing = f
         return "error" if message.metadata.message_type == wire.TRAIN and about in missing else None
 
     nodes: list[Any] = [
-        {"site-dir": str(folder), "work-dir": str(out / "work" / folder.name), "simulated": True} for folder in sites
+        {"site-dir": str(folder), "work-dir": str(out / "work" / folder.name), "simulated": simulated}
+        for folder in sites
     ]
     run_study(study.changed(runtime__out=str(out)), InProcessGrid(client_app, nodes, {}, fault=fault))
     return weights(out)
