@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all rehearse lint bench clean
 
 # torch first: with it in place nothing else pulls another build of it
 $(BIN)/oncofed: pyproject.toml constraints.txt
@@ -29,7 +29,11 @@ test: lint
 	$(BIN)/pytest -n logical -m "not slow"
 
 test-all: test
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not rehearsal"
+
+# a whole consortium from nothing, machines apart, the guides of coordinator and hospital: about half an hour
+rehearse: $(BIN)/oncofed
+	$(BIN)/pytest -m rehearsal
 
 bench: $(BIN)/oncofed
 	$(BIN)/python tests/benchmarks/run.py

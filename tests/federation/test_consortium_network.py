@@ -21,7 +21,11 @@ from toy_processes import has_torch, in_session, until
 from toy_undisturbed import undisturbed, weights
 
 WITHOUT = without_nginx() or without_namespaces()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "all of it is there")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.rehearsal,
+    pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "all of it is there"),
+]
 
 SITES = ["Aachen", "Bergen", "Coimbra"]
 CUT = "Bergen"

@@ -133,6 +133,7 @@ def test_the_researchers_guide_ends_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 @pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")
 def test_the_coordinators_guide_ends_well(tmp_path: Path) -> None:
     run_commands(GUIDES / "coordinator.md", tmp_path)
@@ -144,6 +145,7 @@ def test_the_coordinators_guide_ends_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 @pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")
 def test_the_hospitals_guide_ends_well(tmp_path: Path) -> None:
     told = run_commands(GUIDES / "hospital.md", tmp_path, COORDINATOR)

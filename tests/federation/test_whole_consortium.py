@@ -24,7 +24,11 @@ from toy_deployment import Consortium, asked, called, events, without_nginx
 from toy_processes import until
 
 WITHOUT = without_nginx()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.rehearsal,
+    pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there"),
+]
 
 HOSPITALS = ["Asterand", "International Genomics Consortium", "University of Pittsburgh"]
 CANCERS = ["BRCA", "COADREAD", "LUAD"]
