@@ -22,7 +22,7 @@ from oncofed.deploy.synth import SynthSettings, write_consortium
 from toy_consortium import write_settings
 from toy_processes import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rehearsal]
 
 
 class Secured(Loopback):
