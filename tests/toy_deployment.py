@@ -19,7 +19,7 @@ from oncofed.deploy.consortium.folder import KITS, ROSTER, Folder
 from oncofed.deploy.coordinator import Server
 from oncofed.deploy.edge import find_nginx
 from oncofed.deploy.node import SiteNode
-from oncofed.deploy.processes import free_port
+from oncofed.deploy.processes import Child, free_port
 from oncofed.deploy.running import Running, members_seen
 from oncofed.server.journal import JOURNAL
 from toy_processes import until
@@ -82,8 +82,10 @@ class Consortium:
         return [*self.within.get(at, ()), *program, *map(str, words)]
 
     def start(self, name: str, *words: object) -> None:
+        """Run a supervisor in the background; it ends with the test, also when that is killed."""
         with (self.root / f"{name}.out").open("ab") as log:
-            self.started[name] = subprocess.Popen(self.command(*words, at=name), stdout=log, stderr=log)
+            command = self.command(*words, at=name)
+            self.started[name] = Child(command, folder=self.root, environment=os.environ, output=log).process
 
     def run(self, *words: object, at: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
