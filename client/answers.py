@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from oncofed.client.batch import Batch
 from oncofed.client.data.cohort import Cohort
+from oncofed.client.privacy.evidence import noised_evidence, public_evidence
 from oncofed.client.privacy.hospital import clipped_change
-from oncofed.client.privacy.shared_step import shared_gradients
-from oncofed.client.privacy.train import noised_evidence, public_evidence, train_privately
 from oncofed.client.release import Answer
 from oncofed.client.scale import moment_sums, power_sums
 from oncofed.client.session import Session
@@ -178,7 +177,10 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
                 np.save(out, evidence)
         elif file.exists():
             evidence = np.load(file)
+    # Opacus is slow to import, and other messages do without
     if p.sharing is not None:
+        from oncofed.client.privacy.shared_step import shared_gradients
+
         total = shared_gradients(
             model,
             session.weights,
@@ -190,6 +192,8 @@ def _train_privately(session: Session, batch: Batch) -> Answer:
             probe=session.round <= 1,
         )
         return Answer(_told_of_many(session), total, len(batch), noised=True)
+    from oncofed.client.privacy.train import train_privately
+
     total = train_privately(
         model,
         session.weights,

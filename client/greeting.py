@@ -13,7 +13,7 @@ from oncofed.client.data.site import EXPRESSION, SiteFolder
 from oncofed.client.data.slides import images_of
 from oncofed.client.data.units import FAMILY
 from oncofed.client.policy import DEFAULT, Policy
-from oncofed.client.privacy.train import public_count
+from oncofed.client.privacy.evidence import public_count
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text

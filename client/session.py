@@ -28,7 +28,7 @@ from oncofed.client.greeting import greet, known_patients
 from oncofed.client.members import Identity, Pins
 from oncofed.client.message_check import check_place
 from oncofed.client.policy import Policy
-from oncofed.client.privacy.train import Held
+from oncofed.client.privacy.evidence import Held
 from oncofed.client.reference import Reference
 from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident

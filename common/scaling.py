@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.stats import norm, rankdata, yeojohnson
+from scipy.special import boxcox1p, ndtri
 
 POWERS = (-4.0, -2.0, 0.0, 1.0, 2.0, 4.0)
 """Candidate powers; 1 leaves values as they are."""
@@ -120,10 +120,12 @@ def patient_ranks(x_NG: np.ndarray) -> np.ndarray:
 
     Blom's scores of ranks, ties at their mean. Nothing of other patients enters, so nothing of them can leak.
     """
+    from scipy.stats import rankdata  # slow to import, and a node starts a process for every message
+
     x = np.asarray(x_NG, dtype=np.float64)
     rank = rankdata(x, axis=1, nan_policy="omit") if x.size else x
     present = np.sum(~np.isnan(x), axis=1, keepdims=True)
-    score = norm.ppf((rank - 0.375) / (present + 0.25))
+    score = ndtri((rank - 0.375) / (present + 0.25))
     return score.astype(np.float32)
 
 
@@ -158,9 +160,8 @@ def power_moments(x_NG: np.ndarray, group_N: np.ndarray, scaling: Scaling) -> di
 
 
 def _power(z: np.ndarray, power: float) -> np.ndarray:
-    """scipy's transform; it refuses what is not finite, and missing values must stay missing."""
-    missing = np.isnan(z)
-    return np.where(missing, np.nan, yeojohnson(np.where(missing, 0.0, z), lmbda=float(power)))
+    """Yeo-Johnson's transform: Box-Cox of 1 + z above 0, mirrored with 2 - power below; missing values stay missing."""
+    return np.where(z >= 0, boxcox1p(np.maximum(z, 0.0), power), -boxcox1p(np.maximum(-z, 0.0), 2.0 - power))
 
 
 def _moments(n: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

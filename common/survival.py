@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from oncofed.common.classical.risk_sets import grid_cells
 from torch import Tensor
-from torchsurv.loss.cox import neg_partial_log_likelihood
 
 PUBLIC_EDGES = np.concatenate([np.arange(0, 24, 1), np.arange(24, 120, 3), np.arange(120, 361, 12)]).astype(np.float64)
 """Candidate interval starts in months, fixed and public: monthly to 2 years, quarterly to 10, yearly to 30."""
@@ -171,6 +170,8 @@ def on_grid(loss: str, events: np.ndarray, exposure: np.ndarray) -> np.ndarray:
 
 def cox_loss(risk_B: Tensor, time_B: Tensor, event_B: Tensor, cancer_B: Tensor) -> Tensor:
     """Mean negative log partial likelihood, stratified by cancer type, Efron ties (torchsurv); 0 without events."""
+    from torchsurv.loss.cox import neg_partial_log_likelihood  # slow to import, and other losses do without
+
     if not bool((event_B > 0).any()):
         return risk_B.sum() * 0.0
     with warnings.catch_warnings():

@@ -6,52 +6,33 @@ step divides by a number that everyone may know; and what stands behind a block 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from oncofed.client.batch import CHUNK, Batch
 from oncofed.client.objectives import objective_for
 from oncofed.client.privacy.dp_sgd import PatientGradients, cover
+from oncofed.client.privacy.evidence import public_count
 from oncofed.client.privacy.separable import check_separable
-from oncofed.client.train import optimizer_for, shares_of
+from oncofed.client.train import optimizer_for
 from oncofed.common.blocks import Sum, weigh
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import PATHOLOGY
 from oncofed.common.models.autoencoder import GeneAutoencoder
 from oncofed.common.models.build import Model, Predictor, get_weights, set_weights, trainable
-from oncofed.common.models.gene_moe import cancer_blocks
 from oncofed.common.models.path_gptomic import PathGPTOmic
 from oncofed.common.noise import SecureNoise
 from oncofed.common.scaling import REACH
 from oncofed.common.study import TRAIN, Study
 from torch import Tensor
 
-ROUNDED = 10
-"""A site's number of patients is told, and divided by, in multiples of this."""
-
 LARGEST = 1e3
 """Weights of a private step are no larger: trained ones are far below."""
 
 MADE_UP = 6
 """Patients of the probe for losses that couple them."""
-
-
-def public_count(patients: int) -> int:
-    """A site's patients as everyone may know them: to the nearest ten, and ten at least."""
-    return max(ROUNDED, ROUNDED * round(patients / ROUNDED))
-
-
-@dataclass(frozen=True)
-class Held:
-    """What everyone may know of a site: its cancer types and modalities, which its greeting tells, and its patients, rounded."""
-
-    cancers: frozenset[int]
-    modalities: frozenset[str]
-    patients: int = 0
-    """Those of the site, whatever part of them a study sees; 0: those of the batch, rounded."""
 
 
 def train_privately(
@@ -70,7 +51,7 @@ def train_privately(
 ) -> Sum:
     """The training sum of a round: evidence, and its product with the change of every trained parameter.
 
-    `deviation` is the noise of a step over the clip; `evidence [blocks]` as `public_evidence` or `noised_evidence` gives it. A step divides by
+    `deviation` is the noise of a step over the clip; `evidence [blocks]` as evidence.py gives it. A step divides by
     `patients`, a number that everyone may know; 0: those of the batch, rounded.
     `noise` is made anew when it is left out. Raises `Refusal` on a model or loss whose patients cannot be told apart.
     """
@@ -172,49 +153,6 @@ def probe_losses(model: Predictor, batch: Batch, study: Study, load: Mapping[str
         made_up = _made_up(batch)
         losses_of = losses_by_patient(model, study, load)
         check_separable(lambda rows: losses_of(made_up.select(rows)), MADE_UP)
-
-
-def public_evidence(model: Predictor, batch: Batch, held: Held) -> np.ndarray:
-    """The site's rounded patients behind every block, 0 behind those of cancer types and modalities that it is known to lack."""
-    n = float(held.patients or public_count(len(batch)))
-    lacking = {m for m in batch.has if m not in held.modalities}
-    for c, name in enumerate(model.cancers):
-        of_modality = {m: cancer_blocks((name,), m)[0] for m in batch.has}
-        if c not in held.cancers:
-            lacking |= {*cancer_blocks((name,)), *of_modality.values()}
-        lacking |= {block for m, block in of_modality.items() if m not in held.modalities}
-    blocks_ = model.blocks()
-    return blocks_.vector({name: 0.0 if name in lacking else n for name in blocks_.names})
-
-
-def noised_evidence(
-    model: Predictor, batch: Batch, held: Held, *, deviation: float, least: int, noise: SecureNoise | None = None
-) -> np.ndarray:
-    """Patients behind each block with noise, 0 where that leaves fewer than `least`; the trunk's and what is lacking as public.
-
-    A patient's shares in a mixture sum to 1, she has one cancer type and each modality at most once: so many groups, so many ones in the
-    square of the sensitivity.
-    """
-    public = public_evidence(model, batch, held)
-    with torch.no_grad():
-        model.eval()
-        output = batch.through(model)
-        used = shares_of(model, replace(output, shares={g: _bounded(s) for g, s in output.shares.items()}), batch)
-        model.train()
-    blocks = model.blocks()
-    counted = [name for name in blocks.names if name in used and name != "trunk"]
-    groups = len(model.mixtures()) + 1 + 2 * (len(model.modalities) if isinstance(model, PathGPTOmic) else 0)
-    total = torch.stack([used[name].double() for name in counted])
-    noisy = (noise or SecureNoise()).covered(total, sensitivity=math.sqrt(groups), deviation=deviation)
-    told = {name: float(v) if v >= least else 0.0 for name, v in zip(counted, noisy.tolist(), strict=True)}
-    at = {name: i for i, name in enumerate(blocks.names)}
-    return blocks.vector({n: min(told.get(n, public[at[n]]), public[at[n]]) for n in blocks.names})
-
-
-def _bounded(share_BE: Tensor) -> Tensor:
-    """Shares of each patient that are numbers from 0 and add up to 1 at most, whatever the weights of the message make of them."""
-    share_BE = share_BE.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
-    return share_BE / share_BE.sum(1, keepdim=True).clamp(min=1.0)
 
 
 def _part(batch: Batch, piece: Tensor, losses_of: Callable[[Batch], Tensor]) -> Callable[[], Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from oncofed.common.blocks import Sum
 from oncofed.common.classical.risk_sets import RiskSets, Ties
-from scipy.stats import chi2, norm
+from scipy.special import chdtrc, ndtr, ndtri
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -29,7 +29,7 @@ class ChiSquare:
     @property
     def p(self) -> float:
         """Upper tail of the chi-square distribution."""
-        return float(chi2.sf(self.chi2, self.df))
+        return float(chdtrc(self.df, self.chi2))
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -101,13 +101,13 @@ class CoxFit:
     @property
     def p(self) -> np.ndarray:
         """Two-sided p-values `[P]`."""
-        return 2.0 * norm.sf(np.abs(self.z))
+        return 2.0 * ndtr(-np.abs(self.z))
 
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of the hazard ratios' 95 % intervals, `[P]` each."""
         robust = self.robust_se
-        reach = norm.ppf(0.5 + LEVEL / 2) * (self.se if robust is None else robust)
+        reach = ndtri(0.5 + LEVEL / 2) * (self.se if robust is None else robust)
         return np.exp(self.coef - reach), np.exp(self.coef + reach)
 
     # -- tests of all coefficients at once -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.stats import norm
+from scipy.special import ndtri
 
 Interval = Literal["log-log", "log", "plain"]
 """How the interval of a survival probability is made symmetric, by the names of R's `conf.type`."""
@@ -172,7 +172,7 @@ def nelson_aalen(table: LifeTable, level: float = LEVEL) -> Survival:
     if (np.diff(value) < 0).any():
         value = isotonic_regression(value).x
     variance = _growing(np.divide(table.hazard[:n], e, out=np.zeros(n), where=e > 0))
-    spread = norm.isf((1 - level) / 2) * np.sqrt(variance)
+    spread = -ndtri((1 - level) / 2) * np.sqrt(variance)
     factor = np.exp(np.minimum(np.divide(spread, value, out=np.zeros(n), where=value > 0), 700.0))  # or it overflows
     return Survival(table.cells.ends[:n], value, variance, value / factor, value * factor)
 
@@ -288,7 +288,7 @@ def _growing(parts: np.ndarray) -> np.ndarray:
 
 def _interval(s: np.ndarray, se: np.ndarray, level: float, kind: Interval) -> tuple[np.ndarray, np.ndarray]:
     """Limits `[T]` from survival and the standard error of its logarithm."""
-    z = norm.isf((1 - level) / 2)
+    z = -ndtri((1 - level) / 2)
     inner = (s > 0) & (s < 1) & np.isfinite(se)
     lower = np.where(s >= 1, 1.0, np.nan)
     upper = lower.copy()

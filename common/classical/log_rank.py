@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from oncofed.common.classical.life_table import Cells, exposed
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 NONE = 1e-10
 """A share of the largest variance below which a contrast of groups has none: they were never at risk together."""
@@ -77,7 +77,7 @@ def log_rank(sums: dict[str, np.ndarray], cells: Cells, names: Sequence[str], rh
         variance,
         value,
         df,
-        float(chi2.sf(value, df)) if df else 1.0,
+        float(chdtrc(df, value)) if df else 1.0,
         len(d_SGT),
         float(rho),
     )

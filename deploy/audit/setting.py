@@ -18,7 +18,8 @@ from oncofed.client.data.cohort import Cohort
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.device import choose_device
 from oncofed.client.greeting import known_patients
-from oncofed.client.privacy.train import Held, public_evidence, train_privately
+from oncofed.client.privacy.evidence import Held, public_evidence
+from oncofed.client.privacy.train import train_privately
 from oncofed.client.scale import lens_of
 from oncofed.common.blocks import Sum, under
 from oncofed.common.covariates import input_names

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import Message
-from oncofed.client import answers
 from oncofed.client.app import app as client_app
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.client.greeting import known_patients
+from oncofed.client.privacy import train
 from oncofed.client.privacy.ledger import Ledger
 from oncofed.common import wire
 from oncofed.common.privacy.accounting import epsilon_of
@@ -493,13 +493,13 @@ def test_few_patients_with_a_modality_count_as_they_do_anywhere(
     """A bound on their number would switch the modality off for all of them when one leaves: many clips, unpaid."""
     hospitals, study = fused
     seen: list[int] = []
-    real = answers.train_privately
+    real = train.train_privately
 
     def listen(model: Any, weights: Any, batch: Any, *rest: Any, **keys: Any) -> Any:
         seen.append(int(batch.has["pathology"].sum()))
         return real(model, weights, batch, *rest, **keys)
 
-    monkeypatch.setattr(answers, "train_privately", listen)
+    monkeypatch.setattr(train, "train_privately", listen)
     results = hospitals.run(study)
     assert results["left_out"] == []
     assert 0 < seen[0] < 10  # Aachen's nine, less those who are held out
@@ -613,7 +613,7 @@ def test_what_goes_wrong_after_the_payment_is_told_in_one_sentence(
     def fail(*args: Any, **keys: Any) -> None:
         raise ValueError("patient P7 is odd")
 
-    monkeypatch.setattr(answers, "train_privately", fail)
+    monkeypatch.setattr(train, "train_privately", fail)
     again = study.changed(name="again", privacy__epsilon=0.5)
     config, _ = told(hospitals, wire.TRAIN, question(again, model), arrays_of(model))
     assert str(config["refusal"]).endswith("no answer to 'train'; its engineer finds the reason in the site's own log")
@@ -638,7 +638,7 @@ def test_evidence_of_another_study_of_the_same_name_is_not_taken(hospitals: Hosp
 
 def test_shares_of_experts_that_are_no_numbers_count_nothing() -> None:
     import torch
-    from oncofed.client.privacy.train import _bounded
+    from oncofed.client.privacy.evidence import _bounded
 
     share = torch.tensor([[float("nan"), 1.0], [float("inf"), -1.0], [0.25, 0.75], [3.0, 3.0]])
     cut = _bounded(share)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oncofed.client import answers
 from oncofed.client.bags import Bags
 from oncofed.client.batch import Batch
 from oncofed.client.privacy import train
 from oncofed.client.privacy.dp_sgd import PatientGradients
-from oncofed.client.privacy.train import Held
+from oncofed.client.privacy.evidence import Held
 from oncofed.common.errors import Refusal
 from oncofed.common.modalities import Beside
 from oncofed.common.models.build import Sizes, build_model, get_weights
@@ -354,8 +353,8 @@ def _same_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def _hundredth(patch: pytest.MonkeyPatch) -> None:
-    real = answers.train_privately
-    patch.setattr(answers, "train_privately", lambda *a, **k: real(*a, **(k | {"deviation": k["deviation"] / 100})))
+    real = train.train_privately
+    patch.setattr(train, "train_privately", lambda *a, **k: real(*a, **(k | {"deviation": k["deviation"] / 100})))
 
 
 def _first_step_alone(patch: pytest.MonkeyPatch) -> None:
@@ -439,7 +438,7 @@ def test_a_site_that_does_not_answer_is_an_error(consortium: Path, monkeypatch: 
     def refuse(*_: Any, **__: Any) -> Any:
         raise Refusal("nothing leaves today")
 
-    monkeypatch.setattr(answers, "train_privately", refuse)
+    monkeypatch.setattr(train, "train_privately", refuse)
     with pytest.raises(ValueError, match=r"does not answer round 1 of .*: nothing leaves today"):
         audit_canaries(setting, 0)
 

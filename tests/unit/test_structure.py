@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -57,6 +59,14 @@ def test_only_the_engine_touches_private_flower() -> None:
     assert users == {"deploy/engine.py"}
 
 
+def test_a_node_imports_what_every_message_needs_alone() -> None:
+    """It starts a process for each; these take longer to import than a small round to compute."""
+    slow = ["torchsurv", "opacus", "captum", "matplotlib", "scipy.stats", "sklearn", "pandera", "anndata"]
+    told = f"import sys, oncofed.client.app; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_package_list_matches_the_tree() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {
@@ -106,8 +116,6 @@ def check_row(guide: str, key: str, value: object) -> str:
 
 
 def test_top_level_holds_what_the_architecture_names() -> None:
-    import subprocess
-
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
