@@ -38,7 +38,9 @@ def check_size(content: RecordDict, site: str, most_mb: float) -> int:
 
 
 def check_question(kind: str, ask: wire.Config, site: str) -> None:
-    """Refuse a question that lacks a key, has one of another type, or a number that is none."""
+    """Refuse a question of no kind, or one that lacks a key, has one of another type, or a number that is none."""
+    if kind not in NEEDED:
+        raise Refusal(f"site {site} does not know '{kind[:SHOWN]}'; ask with the same oncofed version")
 
     def refuse(key: str, wanted: str) -> None:
         seen = f"{ask[key]!r}"[:SHOWN] if key in ask else "nothing"

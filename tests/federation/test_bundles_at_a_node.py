@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
 from oncofed.client import bundle_store
 from oncofed.client.approval import Approvals, Package
 from oncofed.client.data.site import list_sites
@@ -23,47 +22,12 @@ from oncofed.common.plan import Plan
 from oncofed.common.signed_study import sign
 from oncofed.deploy.bundle import build_bundle, write_bundle
 from oncofed.deploy.loopback import Loopback, submit, wait
+from toy_hostile import hostile_bundle
 from toy_outcomes import deal, rossi
 
 pytestmark = pytest.mark.slow
 
 KEY = bytes(range(32))
-
-HOSTILE = """
-import json, pathlib, time
-from flwr.app import Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-server = ServerApp()
-client = ClientApp()
-
-@client.query()
-def steal(message, context):
-    pathlib.Path(context.run_config["mark"]).write_text("the coordinator's code ran at the hospital")
-    return Message(RecordDict(), reply_to=message)
-
-@server.main()
-def main(grid, context):
-    while not (nodes := sorted(grid.get_node_ids())):
-        time.sleep(0.2)
-    replies = grid.send_and_receive([Message(RecordDict(), n, "query") for n in nodes], timeout=100)
-    said = [[r.error.code, r.error.reason] if r.has_error() else [0, ""] for r in replies]
-    pathlib.Path(context.run_config["out"]).write_text(json.dumps(said))
-"""
-
-
-def hostile(folder: Path, version: str, name: str = "evil") -> Path:
-    """A bundle that brings code of its own."""
-    folder.mkdir()
-    app = {
-        "publisher": "oncofed",
-        "components": {"serverapp": "hostile:server", "clientapp": "hostile:client"},
-        "config": {"mark": str(folder / "mark"), "out": str(folder / "said.json")},
-    }
-    project = {"name": name, "version": version, "description": "x", "license": "x", "dependencies": []}
-    (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
-    (folder / "hostile.py").write_text(HOSTILE)
-    return folder
 
 
 @dataclass
@@ -112,7 +76,7 @@ def test_a_bundle_that_nobody_approved_does_not_run_and_the_approved_one_does(
     guarded = "guarded" in request.node.name
     if not guarded and not bundle_store.is_immutable(nodes.home / "apps"):
         pytest.skip("the lock needs root and a file system with the immutable flag, or a user other than root")
-    plain = hostile(tmp_path / "plain", "1.0.0")
+    plain = hostile_bundle(tmp_path / "plain", "1.0.0")
     ((code, reason),) = nodes.run(plain)
     assert code == 2
     assert ("nobody here approved the Flower bundle" if guarded else "PermissionError") in reason
@@ -120,7 +84,7 @@ def test_a_bundle_that_nobody_approved_does_not_run_and_the_approved_one_does(
     # a version that is a path: it leads out of the locked folder, through the approved one
     (approved,) = (nodes.home / "apps").iterdir()
     version = f"{approved.name.removeprefix('oncofed.oncofed-study.')}/../../escaped"
-    astray = hostile(tmp_path / "astray", version, "oncofed-study")
+    astray = hostile_bundle(tmp_path / "astray", version, "oncofed-study")
     ((code, reason),) = nodes.run(astray)
     if guarded:
         assert "nobody here approved the Flower bundle" in reason

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from oncofed.client.consortium import accept_roster
 from oncofed.client.data.site import list_sites
 from oncofed.common.study import Study
@@ -20,7 +18,6 @@ from oncofed.deploy.consortium.members import revoke, rotate_server
 from oncofed.deploy.coordinator import responds
 from oncofed.deploy.health import check
 from oncofed.deploy.loopback import flwr, submit, wait
-from oncofed.deploy.processes import Child, flower_environment, free_port
 from oncofed.deploy.running import Running
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from toy_deployment import Consortium, without_nginx
@@ -96,23 +93,6 @@ def test_hospitals_reach_no_control_api(consortium_at_work: Consortium, tmp_path
     assert '"POST /v1/control/' in log
     assert '" 403 ' in log
     assert "/v1/fleet/pull-messages" not in log, "what passes is not worth a line"
-
-
-def test_an_unknown_key_is_refused(consortium_at_work: Consortium, tmp_path: Path) -> None:
-    here, key = consortium_at_work, tmp_path / "stranger"
-    pem = generate_private_key(SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    key.write_bytes(pem)
-    command: list[object] = ["flower-supernode", "--superlink", f"127.0.0.1:{here.port}"]
-    command += ["--root-certificates", here.folder.path / "ca.crt", "--port", free_port()]
-    for more in ([], ["--auth-supernode-private-key", key]):
-        with (tmp_path / "log").open("w+b") as log:
-            node = Child([*command, *more], folder=tmp_path, environment=flower_environment(tmp_path / "h"), output=log)
-            try:
-                assert node.process.wait(180) == 1
-            finally:
-                node.kill()
-            log.seek(0)
-            assert b"Exit Code: 305" in log.read()
 
 
 def test_a_killed_node_comes_back(consortium_at_work: Consortium) -> None:

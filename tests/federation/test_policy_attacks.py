@@ -464,6 +464,12 @@ def test_exchanges_of_a_sum_that_is_none(hospital: Hospital, kind: str, question
     assert "is no question's digest" in told or "wants text" in told
 
 
+@pytest.mark.parametrize("kind", ["query", "query.predictions", "train.more"])
+def test_a_kind_of_question_that_is_none(hospital: Hospital, kind: str) -> None:
+    content = wire.request({**greeting(lung()), **QUESTION})
+    assert f"does not know '{kind}'" in hospital.refusal(content, kind)
+
+
 def test_a_policy_or_a_folder_that_cannot_be_read_lets_nothing_out_and_says_so_in_the_log(hospital: Hospital) -> None:
     for text in ("min_cells = 3", "min_cell = 0", 'hours = ["whenever"]', 'coordinators = ["xyz"]', "["):
         hospital.policy(text)
