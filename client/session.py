@@ -107,6 +107,7 @@ class Session:
             door.masks.append(lambda total: self._under_masks(kind, total, forget=door.simulated))
         mechanisms = self._mechanisms(kind)
         if mechanisms:
+            _ = self.panel  # what is wrong with the message must cost nothing
             door.reserve(self._release(kind, mechanisms))
 
     def _mechanisms(self, kind: str) -> tuple[Mechanism, ...]:
@@ -296,8 +297,10 @@ class Session:
     def promise(self) -> Promise:
         """What the study lets out of a patient, with noise of the scale that the message names; refused where that is too little."""
         try:
+            if "noise_scale" not in self.ask:
+                raise ValueError("the message names no noise_scale")
             return kept(self.study, float(self.ask["noise_scale"]))  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise Refusal(f"site {self.site.name}: the study's privacy does not hold: {error}") from None
 
     @property

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from oncofed.deploy.cli_site import out, site_cli
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 Folder = Annotated[Path, typer.Argument(help="site folder with site.toml and policy.toml")]
 
@@ -147,12 +149,13 @@ def site_log(
             typer.echo(json.dumps(line))
         return
     if not verify:
-        table = Table(title=escape(f"Site {log.site}"), title_justify="left")
-        for column in ("time", "kind", "study", "fold", "round", "patients", "bytes", "what"):
-            table.add_column(column, overflow="fold")
+        out.print(escape(_ROW.format("time (UTC)", "kind", "study", "fold/round", "patients", "bytes")), style="bold")
         for line in chosen:
-            table.add_row(*map(escape, _cells(line)))
-        out.print(table)
+            row, what = _row(line)
+            out.print(escape(row), highlight=False, soft_wrap=True)
+            if what:
+                style = "yellow" if "refusal" in line else "dim"
+                out.print(Padding(Text(what, style), (0, 0, 0, 4)))
     sent = sum(int(line.get("bytes", 0)) + int(line.get("words", 0)) for line in lines)
     out.print(f"{len(lines)} lines, {sent / 1e6:.2f} MB left", highlight=False)
     out.print(
@@ -161,28 +164,33 @@ def site_log(
     )
 
 
-def _cells(line: dict[str, Any]) -> tuple[str, ...]:
-    what = line.get("refusal", "")
+_ROW = "{:<20} {:<11} {:<16} {:>10} {:>8} {:>9}"
+_NAMED = 3
+"""Arrays that a line names; --json tells all."""
+
+
+def _row(line: dict[str, Any]) -> tuple[str, str]:
+    """A line of the log for a terminal of 80 columns, and what stands below it."""
     if "refusal" in line:
-        what = f"refused: {what}"
+        what = f"refused: {line['refusal']}"
     elif line.get("kind") == "log" or "op" in line:
         what = ", ".join(f"{k} {v}" for k, v in line.items() if k not in ("time", "kind"))
     else:
-        what = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in line.get("arrays", {}).items())
-        said = line.get("protection", {})
-        what += "".join(f"; {k}" if v is True else f"; {k} {v}" for k, v in said.items())
-    fold = line.get("fold", -1)
-    size = int(line.get("bytes", 0)) + int(line.get("words", 0))
-    return (
-        str(line.get("time", "")),
-        str(line.get("kind", line.get("op", ""))),
+        arrays = [f"{name} {'x'.join(map(str, shape))}" for name, shape in line.get("arrays", {}).items()]
+        more = [f"{len(arrays) - _NAMED} more"] if len(arrays) > _NAMED else []
+        protection = [k if v is True else f"{k} {v}" for k, v in line.get("protection", {}).items()]
+        what = "; ".join(filter(None, (", ".join(arrays[:_NAMED] + more), *protection)))
+    fold, size = line.get("fold", -1), int(line.get("bytes", 0)) + int(line.get("words", 0))
+    place = "" if fold in (-1, None) else f"{fold}/{line.get('round', 0)}"
+    row = _ROW.format(
+        str(line.get("time", "")).replace("T", " ").removesuffix("Z"),
+        str(line.get("kind", line.get("op", ""))).removeprefix("query."),
         str(line.get("study") or line.get("analysis") or ""),
-        "" if fold in (-1, None) else str(fold),
-        str(line.get("round", "") or ""),
+        place,
         str(line.get("patients", "") or ""),
         str(size or ""),
-        what,
     )
+    return row.rstrip(), what
 
 
 def _changed(text: dict[str, Any], default: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -146,9 +146,10 @@ class Coordinator:
         del asked.content["ask"]
         return asked
 
-    def statistics(self) -> Asked:
+    def statistics(self, words: str = "", **config: Any) -> Asked:
         study = self.signed(self.study())
-        return self.asks(study, wire.STATISTICS, edges=list(EDGES), noise_scale=promise_of(study).scale)
+        noise = {"edges": list(EDGES), "noise_scale": promise_of(study).scale}
+        return self.asks(study, wire.STATISTICS, words, **(noise | config))
 
 
 Making = Callable[[Coordinator], Asked]
@@ -177,9 +178,7 @@ QUESTIONS: dict[str, Making] = {
     "a path in the study's name": lambda c: c.asks(
         c.study(), words="not valid here", study_json='{"name": "../../../etc/cron.d/x"}'
     ),
-    "a path for a panel's hash": lambda c: c.asks(
-        c.signed(c.study()), wire.STATISTICS, "is no panel hash", panel_hash="../../../../etc/passwd"
-    ),
+    "a path for a panel's hash": lambda c: c.statistics("is no panel hash", panel_hash="../../../../etc/passwd"),
     "noise": lambda c: c.statistics(),
     "the same question again": lambda c: c.statistics(),
     "still nothing amiss": lambda c: c.asks(c.signed(c.study())),

@@ -64,6 +64,19 @@ def test_a_study_keeps_its_own_promise_whatever_is_written_beside_what_was_signe
     assert hospital.log[-1]["sha256"] == hospital.log[-4]["sha256"], "the very same noise"
 
 
+@pytest.mark.parametrize("wrong", [{"panel_hash": "../x"}, {"genes": ["GENE0009"]}, {"panel_hash": "0" * 16}])
+def test_a_question_that_names_no_panel_costs_patients_nothing(hospital: Hospital, wrong: dict[str, Any]) -> None:
+    hospital.policy(COORDINATORS)
+    study = signed(lung(**(PRIVATE | {"privacy__statistics": "noised"})))
+    ask = {**QUESTION, "edges": EDGES, "noise_scale": promise_of(study).scale}
+    told = hospital.send(wire.request({**greeting(study), **ask, **wrong}), wire.STATISTICS)
+    assert "panel" in str(told["refusal"])
+    ledger = Ledger(ledger_of(hospital.folder, hospital.work), "Aachen", 8.0)
+    assert ledger.spent() == 0
+    assert "refusal" not in hospital.send(wire.request({**greeting(study), **ask}), wire.STATISTICS)
+    assert ledger.spent() > 0
+
+
 @pytest.mark.parametrize("panel", [{"file": "a"}, {"names": "b"}])
 def test_a_place_in_a_study_has_one_question_whatever_is_written_beside(
     hospital: Hospital, panel: dict[str, str]

@@ -203,13 +203,16 @@ def test_the_command_shows_and_verifies(log: ReleaseLog, tmp_path: Path) -> None
     door(log).release(wire.STATISTICS, STAMP, answer())
 
     def call(*more: str) -> tuple[int, str]:
-        done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.cli, ["site", "log", str(tmp_path), *more])
+        done = CliRunner(env={"COLUMNS": "80"}).invoke(cli.cli, ["site", "log", str(tmp_path), *more])
         return done.exit_code, done.output + str(done.exception or "")
 
     code, text = call()
     assert code == 0
     assert "refused: reason 3" in " ".join(text.split())
     assert "verified" in text
+    rows = [line for line in text.splitlines() if line.startswith("20")]
+    assert len(rows) == len(log.read()), "a line of the terminal each, and what there is to say below"
+    assert max(map(len, rows)) <= 80
     code, text = call("--json", "--study", "lung", "--last", "2")
     assert [json.loads(line)["kind"] for line in text.splitlines()] == ["train", wire.STATISTICS]
     assert call("--verify")[0] == 0
