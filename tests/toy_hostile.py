@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import tomli_w
 from flwr.app import RecordDict
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.loopback import submit, wait
+from oncofed.deploy.processes import flower_environment
 
 BUNDLE_CODE = """
 import json, pathlib, time
@@ -55,6 +58,25 @@ def main(grid, context):
         said.append({"error": reply.error.reason} if reply.has_error() else wire.read_config(reply.content, "from"))
     (out / "said.json").write_text(json.dumps(said, default=str))
 """
+
+
+PACKED = """
+import zipfile
+from flwr.cli import build
+build.write_to_zip = lambda file, path, content: file.writestr(path, content, zipfile.ZIP_DEFLATED)
+from flwr.cli.app import app
+app()
+"""
+"""Flower's own command stores what it packs; this one leaves nothing of many zeros."""
+
+
+def submitted(bundle: Path, home: Path) -> str:
+    """Start a run of a bundle that is packed as small as it can be; returns its id."""
+    command = [sys.executable, "-c", PACKED, "run", str(bundle), "--format", "json"]
+    done = subprocess.run(
+        command, env=flower_environment(home), cwd=home, capture_output=True, text=True, timeout=120, check=True
+    )
+    return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
 
 
 def hostile_bundle(folder: Path, version: str, name: str = "evil", more: Mapping[str, int] | None = None) -> Path:
