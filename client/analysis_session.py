@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -17,7 +18,7 @@ from oncofed.client.data.outcomes import Outcomes
 from oncofed.client.data.site import SiteFolder
 from oncofed.client.disclosure import Runs, spread_cells
 from oncofed.client.policy import Policy
-from oncofed.client.release import Door
+from oncofed.client.release import Door, Release
 from oncofed.client.resident import Resident
 from oncofed.client.secure_sum import SecureSums
 from oncofed.common import wire
@@ -27,6 +28,7 @@ from oncofed.common.classical.risk_sets import exact_cells, grid_cells
 from oncofed.common.errors import Refusal
 from oncofed.common.files import write_text
 from oncofed.common.plan import Grouping, Plan
+from oncofed.common.privacy.accounting import Mechanism
 from oncofed.common.signed_study import identity_text
 from oncofed.common.sum_coding import ANALYSIS_BITS, Form
 
@@ -35,6 +37,9 @@ LARGEST = 1e6
 
 MOST_GROUPS = 500
 """Combinations of levels: tables have a row for each, whoever is here."""
+
+NOISED = "table"
+"""The step of a plan with epsilon whose counts get noise."""
 
 TESTED = ("pairs", "scores")
 """Steps about the plan's test patients."""
@@ -75,9 +80,29 @@ class AnalysisSession:
         if self.plan.secure_sum:
             self._check_place()
             door.masks.append(lambda total: self._under_masks(total, forget=door.simulated))
+        if self.plan.epsilon and self.step == NOISED:
+            door.expect(self._release(door))
         file = door.log.parent / "plans" / f"{self.stamp['plan']}.json"
         if not file.exists():
             write_text(file, self.plan.model_dump_json(indent=1))
+
+    def _release(self, door: Door) -> Release:
+        """The plan's one table with noise: asked again, the hospital gives the very same answer."""
+        about = f"{self.plan.name} {self.stamp['plan']}"
+        cost = (Mechanism("pure", self.plan.epsilon),)
+        return Release(
+            f"analysis {about}/{self.step}",
+            _digest([wire.ANALYSE, identity_text(self.plan), self._asked, digests(self.arrays)]),
+            about,
+            f"{wire.ANALYSE} {about} {self.step}",
+            cost,
+            (self.plan.epsilon, door.policy.delta_budget),
+        )
+
+    @property
+    def _asked(self) -> list[tuple[str, Any]]:
+        """What was asked beside the plan."""
+        return sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
 
     @property
     def step(self) -> str:
@@ -110,13 +135,12 @@ class AnalysisSession:
         All totals of an analysis are of the same hospitals, those of its test patients apart.
         """
         plan, step = self.stamp["plan"], self.step
-        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
         sent, text = digests(self.arrays), identity_text(self.plan)
         # moments come in whatever units first: no fixed point would hold them
         form: Form = "exact" if (step, self.place) == ("moments", 1) else "fine"
         sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
         return sums.begin(
-            _digest([wire.ANALYSE, text, asked, sent]),
+            _digest([wire.ANALYSE, text, self._asked, sent]),
             _digest([wire.ANALYSE, text, step, self.place]),
             f"analysis {self.plan.name} {plan}",
             {name: value.astype(np.float64) for name, value in total.items()},

@@ -92,6 +92,7 @@ class Door:
     simulated: bool = False
     ledger_file: Path | None = None
     reserved: list[Release] = field(default_factory=list)
+    expected: list[Release] = field(default_factory=list)
     masks: list[Callable[[Sum], wire.Config]] = field(default_factory=list)
     """Where the study sums under masks: what keeps a sum at the site and says what leaves in its stead."""
 
@@ -121,8 +122,18 @@ class Door:
         Raises `Answered` where the very question was answered before. Simulated sites have neither ledger nor memory: their
         researcher sees every row.
         """
-        if self.simulated:
-            return
+        if not self.simulated:
+            self._repeat(release)
+            self._book(release)
+
+    def expect(self, release: Release) -> None:
+        """The same of a release that is booked when its answer is there and gets its noise: a refusal until then costs nothing."""
+        if not self.simulated:
+            self._repeat(release)
+            self.expected.append(release)
+
+    def _repeat(self, release: Release) -> None:
+        """Raise `Answered` where this was answered before."""
         kept = self.answers.again(release.id, release.question)
         if kept is not None:
             config, arrays = kept
@@ -130,6 +141,8 @@ class Door:
             content = self._pack(config, arrays)
             self._write(f"{release.purpose} again", config, arrays, 0, content)
             raise Answered(content)
+
+    def _book(self, release: Release) -> None:
         self.ledger.reserve(release.id, release.study, release.purpose, release.mechanisms, cap=release.cap)
         self.reserved.append(release)
 
@@ -233,12 +246,10 @@ class Door:
             raise Refusal(
                 f"site {self.site}: '{kind}' with noise may hold tables of counts alone, not {sorted(set(total) - set(answer.counts))}"
             )
+        for release in self.expected:
+            self._book(release)
         if not self.simulated and not self.reserved:
-            purpose = " ".join(str(config[k]) for k in ("study", "analysis", "plan", "step") if config.get(k))
-            # under its digest: a plan of the same name and another text is another one
-            study = " ".join(str(config[k]) for k in ("study", "analysis", "plan") if config.get(k))
-            cap = answer.epsilon, self.policy.delta_budget
-            self.ledger.charge(study, f"{kind} {purpose}", [Mechanism("pure", answer.epsilon)], cap=cap)
+            raise RuntimeError(f"'{kind}' has noise that nobody booked")
         share = answer.epsilon / len(total)
         return {name: geometric(value, share, answer.counts[name]) for name, value in total.items()}
 

@@ -29,6 +29,8 @@ CONNECTED = "SuperNode ID: "
 """What Flower's node prints when SuperLink has taken it."""
 NOT_YET = "[code: 2004]"
 """What it prints when SuperLink does not take its key: its last session has not ended, or it is not registered (any more)."""
+NO_TLS = "SSL/TLS handshake error detected"
+"""What it prints when a certificate is none of ours: the thread that asked ends, and nobody asks any more, whatever certificate comes later."""
 GUARD = "bin"
 """Below the node's Flower home: programs that are found before Flower's own, where the hospital has a guard that holds bundles against approvals."""
 LINK_S = 30.0
@@ -92,6 +94,7 @@ class SiteNode:
             environment,
             ready=CONNECTED,
             refused=NOT_YET,
+            gave_up=NO_TLS,
             watch=(self.key,),
         )
 

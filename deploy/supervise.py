@@ -45,6 +45,8 @@ class Service:
     """Text of its output that says it is at work; without it, it is once it runs."""
     refused: str = ""
     """Text of its output that says the other side will take it later."""
+    gave_up: str = ""
+    """Text of its output after which it works no more, though it runs on: it is ended and started again."""
     watch: tuple[Path, ...] = ()
     """It is started again when one of these files has changed: certificates."""
     may_start: Callable[[], bool] = lambda: True
@@ -59,6 +61,7 @@ class _Run:
     since: float
     ready: bool
     refused: bool = False
+    gave_up: bool = False
     reader: threading.Thread | None = None
 
 
@@ -150,14 +153,13 @@ class Supervisor:
         if run.child.alive:
             if now - run.since > STEADY_S:
                 state.failures = 0
+            if run.gave_up:
+                pause = self._pause(state, run)
+                return self._again(state, run, f"has given up: it is started again in {pause:g} s", pause)
             if run.ready:
                 state.refusals = 0
             if self._is_stale(state):
-                self.say(state, "its files have changed: it is started again")
-                run.child.ask_to_stop()
-                run.child.stop()
-                state.run, state.changed, state.down_since, state.next_start = None, _now(), now, 0.0
-                return True
+                return self._again(state, run, "its files have changed: it is started again", 0.0)
             return False
         run.child.kill()  # what is left of its session
         if run.reader:
@@ -170,9 +172,18 @@ class Supervisor:
         self.say(state, f"ended with {state.last_exit}{why}; starts again in {pause:g} s")
         return True
 
+    def _again(self, state: _State, run: _Run, why: str, pause: float) -> bool:
+        """End a process that runs, to start it again."""
+        self.say(state, why)
+        run.child.ask_to_stop()
+        run.child.stop()
+        now = time.monotonic()
+        state.run, state.changed, state.down_since, state.next_start = None, _now(), now, now + pause
+        return True
+
     def _pause(self, state: _State, run: _Run) -> float:
         """Seconds until the next start after a life that ended by itself."""
-        if run.refused:
+        if run.refused or run.gave_up:
             state.refusals += 1
             return REFUSED_S if state.refusals <= REFUSALS else LONGEST_S
         state.failures = 1 if time.monotonic() - run.since > STEADY_S else state.failures + 1
@@ -208,6 +219,7 @@ class Supervisor:
                 if service.ready and service.ready in line and not run.ready:
                     run.ready, self._told = True, 0.0
                 run.refused |= bool(service.refused) and service.refused in line
+                run.gave_up |= bool(service.gave_up) and service.gave_up in line
 
     def _is_stale(self, state: _State) -> bool:
         """Whether a watched file is another, and has stayed as it is for two seconds: certificate and key change one after the other."""

@@ -310,6 +310,20 @@ def test_what_was_said_on_the_line_and_is_said_again(here: Consortium) -> None:
     assert heard() == before + 1
 
 
+# -- afterwards ---------------------------------------------------------------------------------------------------------
+
+
+def test_after_all_of_it_the_node_is_the_same_and_its_log_holds(here: Consortium, at_first: dict[str, Any]) -> None:
+    here.until_online(name_of(here))
+    node = here.node(name_of(here)).services["node"]
+    assert [node[k] for k in ("process", "starts")] == [at_first[k] for k in ("process", "starts")]
+    os.kill(node["process"], 0)
+    assert "verified" in called("site", "log", site_of(here), "--verify")
+
+
+# -- another server -------------------------------------------------------------------------------------------------------
+
+
 def expired(here: Consortium) -> Pair:
     return make_server(here.folder.authority, "Toy", here.address, -0.01)  # type: ignore[arg-type]
 
@@ -324,7 +338,7 @@ def serves(here: Consortium, certificate: str) -> bool:
     return False
 
 
-def test_certificates_that_are_none_of_ours(here: Consortium) -> None:
+def test_certificates_that_are_none_of_ours(here: Consortium, tmp_path: Path) -> None:
     """The node says nothing to such a server, preflight says why, and it is there again when the server is itself."""
     name = name_of(here)
     assert here.nodes()[name] == "online"
@@ -338,24 +352,9 @@ def test_certificates_that_are_none_of_ours(here: Consortium) -> None:
         assert words in " ".join(ahead.stdout.split())
     until(lambda: here.nodes()[name] == "offline", 200.0)
     rotate_server(here.folder)
-    until(lambda: here.nodes()[name] == "online", 200.0)
+    here.until_online(name)
     assert here.run("site", "preflight", site_of(here), "--no-data").returncode == 0
-
-
-# -- afterwards ---------------------------------------------------------------------------------------------------------
-
-
-def test_after_all_of_it_the_node_is_the_same_and_its_log_holds(
-    here: Consortium, at_first: dict[str, Any], tmp_path: Path
-) -> None:
-    here.until_online(name_of(here))
-    node = here.node(name_of(here)).services["node"]
-    assert [node[k] for k in ("process", "starts")] == [at_first[k] for k in ("process", "starts")]
-    os.kill(node["process"], 0)
-    assert "verified" in called("site", "log", site_of(here), "--verify")
     asked = QUESTIONS["nothing amiss"](Coordinator(here.folder.private))
-    (said,) = put_to_a_node(
-        [(asked.kind, asked.content)], here.server.flower_home, tmp_path / "out", here.server.state / "logs"
-    )
-    assert "refusal" not in said
-    assert said["site"] == name_of(here)
+    home, logs = here.server.flower_home, here.server.state / "logs"
+    (said,) = put_to_a_node([(asked.kind, asked.content)], home, tmp_path / "out", logs)
+    assert (said["site"], "refusal" in said) == (name, False)

@@ -159,14 +159,17 @@ def test_the_same_bytes_of_another_type_are_another_question(hospital: Hospital)
 
 
 def test_an_analysis_costs_no_more_than_it_promised(hospital: Hospital) -> None:
-    """It was charged each time it was asked, up to the hospital's whole budget."""
+    """It was charged each time it was asked, up to the hospital's whole budget. Asked again it gives the very same answer."""
     hospital.policy("max_epsilon = 1\nepsilon_budget = 8\n")
     plan = Plan(kind="km", epsilon=1.0)
     told = {"step": "table", "round": 1, "levels": []}
     assert hospital.plan(plan, **told) == ""
-    ask = {"plan_json": plan.model_copy(update={"timeout_s": 3.0}).model_dump_json(), **told}
-    again = hospital.send(wire.request(ask), wire.ANALYSE)
-    assert "and it promised 1" in str(again.get("refusal"))
+    first = hospital.log[-1]
+    for more, words in (({}, ""), ({"round": 2}, "is in its ledger already"), ({}, "")):
+        ask = {"plan_json": plan.model_copy(update={"timeout_s": 3.0}).model_dump_json(), **told, **more}
+        again = hospital.send(wire.request(ask), wire.ANALYSE)
+        assert words in str(again.get("refusal", ""))
+        assert words or hospital.log[-1]["sha256"] == first["sha256"], "the very same noise"
     assert Ledger(ledger_of(hospital.folder, hospital.work), "Aachen", 8.0).spent() < 1.01
 
 

@@ -226,8 +226,8 @@ def test_noise_is_paid_for_under_masks(table: pd.DataFrame, tmp_path: Path) -> N
     keys = {"kind": "km", "epsilon": 1.0, "grid_months": 13.0, "horizon_months": 52.0}
     result = hospitals.run(plan_of(tmp_path / "out", **keys))
     assert abs(result["curves"][0]["patients"] - len(table)) < 60
-    with pytest.raises(NotEnoughSites, match="and it promised 1"):
-        hospitals.run(plan_of(tmp_path / "out", **keys))
+    again = hospitals.run(plan_of(tmp_path / "again", **keys))  # as after an answer that was lost: the very same noise
+    assert again["curves"] == result["curves"]
     with pytest.raises(NotEnoughSites, match=r"1 of the budget of 1\.5 is spent"):
         hospitals.run(plan_of(tmp_path / "out", name="second", **keys))
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oncofed.client.policy import Policy
-from oncofed.client.release import Answer, Door
+from oncofed.client.release import Answer, Door, Release
 from oncofed.client.release_log import ReleaseLog, about, digest
 from oncofed.common import wire
 from oncofed.common.errors import Refusal
+from oncofed.common.privacy.accounting import Mechanism
 from oncofed.deploy import cli
 from typer.testing import CliRunner
 
@@ -52,8 +53,12 @@ def test_a_line_says_what_left_and_how_it_was_protected(log: ReleaseLog) -> None
 
 def test_noise_stands_in_the_line(log: ReleaseLog) -> None:
     counts = Answer({}, {"events": np.array([12.0])}, 3, counts={"events": 1}, epsilon=1.5)
-    door(log).release(wire.ANALYSE, {"analysis": "km"}, counts)
-    assert log.read()[-1]["protection"] == {"epsilon": 1.5}
+    with pytest.raises(RuntimeError, match="nobody booked"):
+        door(log).release(wire.ANALYSE, {"analysis": "km"}, counts)
+    booked = door(log)
+    booked.expect(Release("km", "?", "km", "analyse", (Mechanism("pure", 1.5),)))
+    booked.release(wire.ANALYSE, {"analysis": "km"}, counts)
+    assert log.read()[-1]["protection"]["epsilon"] == 1.5
 
 
 def test_of_a_sum_that_stays_under_masks_the_log_tells_no_norm(log: ReleaseLog) -> None:

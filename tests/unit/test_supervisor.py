@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from oncofed.deploy import supervise
 from oncofed.deploy.lock import holder, locked
+from oncofed.deploy.node import NO_TLS
 from oncofed.deploy.running import Running, stop
 from oncofed.deploy.service_logs import Logs
 from oncofed.deploy.supervise import Service, Supervisor
@@ -200,6 +201,21 @@ def test_a_refused_node_waits_for_its_former_session(tmp_path: Path, monkeypatch
     supervisor = Supervisor([refused], tmp_path / "run.json", Logs(tmp_path / "logs"))
     run_for(supervisor, lambda: supervisor.states[0].starts >= 6)
     assert pauses(tmp_path)[:5] == [0.1, 0.1, 0.1, 0.4, 0.4]
+
+
+def test_a_node_that_runs_on_and_asks_no_more_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Flower's does after it met a certificate that was none of the consortium's."""
+    monkeypatch.setattr(supervise, "REFUSED_S", 0.1)
+    stuck = service(
+        tmp_path,
+        "echo SuperNode ID; sleep 0.1; echo 'ERROR: SSL/TLS handshake error detected.'; exec sleep 300",
+        gave_up=NO_TLS,
+        ready="SuperNode ID",
+    )
+    supervisor = Supervisor([stuck], tmp_path / "run.json", Logs(tmp_path / "logs"))
+    run_for(supervisor, lambda: supervisor.states[0].starts >= 3)
+    told = (tmp_path / "logs" / "supervisor.log").read_text()
+    assert told.count("has given up: it is started again in 0.1 s") == supervisor.states[0].starts - 1
 
 
 def test_a_program_that_is_not_there_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
