@@ -208,6 +208,18 @@ def site_start(
         supervisor.run()
 
 
+@site_cli.command("stop")
+def site_stop(
+    folder: Annotated[Path, typer.Argument(help="site folder")],
+    work_dir: WorkDir = None,
+) -> None:
+    """End the hospital's node; a run goes on without it, and it takes part again once it is started."""
+    from oncofed.deploy.node import SiteNode
+    from oncofed.deploy.running import stop
+
+    out.print("stopped" if stop(SiteNode.open(folder, work_dir).status_file) else "it was not running")
+
+
 @site_cli.command("status")
 def site_status(
     folder: Annotated[Path, typer.Argument(help="site folder")],
@@ -221,7 +233,7 @@ def site_status(
     told = Running.read(SiteNode.open(folder, work_dir).status_file)
     print_processes([(told.name, told.process, told.services)])
     if told.process:
-        out.print(f"to end it: kill {told.process}")
+        out.print("to end it: oncofed site stop")
     raise typer.Exit(0 if told.ready else 1)
 
 

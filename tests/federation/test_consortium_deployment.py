@@ -149,6 +149,8 @@ def test_all_of_it_ends(consortium_at_work: Consortium) -> None:
     processes = [s["process"] for n in here.sites for s in here.node(n).services.values() if s["process"]]
     processes += [s["process"] for s in Running.read(here.server.status_file("server")).services.values()]
     assert here.run("server", "stop", here.folder.path).returncode == 0
+    assert "stopped" in here.run("site", "stop", here.sites["Bergen"]).stdout
+    assert "it was not running" in here.run("site", "stop", here.sites["Bergen"]).stdout
     here.started["server"].wait(20)  # it tells of its end before it has ended
     here.stop_all()
     assert {name: p.returncode for name, p in here.started.items()} == dict.fromkeys(here.started, 0)
