@@ -42,12 +42,13 @@ def study_run(
     """Run a study on a real federation: submit it to the SuperLink, and keep the run's id in the folder."""
     from oncofed.common.signed_study import signature_beside
     from oncofed.common.study import Study
-    from oncofed.deploy.operate.control import at_home, submitted
+    from oncofed.deploy.operate.control import among_members, at_home, submitted
 
-    study = at_home(Study.from_toml(file), target)
+    connection = connection_of(superlink)
+    study = at_home(among_members(Study.from_toml(file), connection), target)
     signature = study.runtime.signature or signature_beside(file)
     study = study.changed(runtime__signature=signature)
-    run = submitted(study, connection_of(superlink))
+    run = submitted(study, connection)
     out.print(f"run {run.run} on '{escape(run.connection)}'", soft_wrap=True, highlight=False)
     if not follow:
         out.print(escape(f"watch it with `oncofed study watch {target}`"), soft_wrap=True, highlight=False)

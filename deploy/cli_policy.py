@@ -178,7 +178,7 @@ def _row(line: dict[str, Any]) -> tuple[str, str]:
     else:
         arrays = [f"{name} {'x'.join(map(str, shape))}" for name, shape in line.get("arrays", {}).items()]
         more = [f"{len(arrays) - _NAMED} more"] if len(arrays) > _NAMED else []
-        protection = [k if v is True else f"{k} {v}" for k, v in line.get("protection", {}).items()]
+        protection = [_protection(k, v) for k, v in line.get("protection", {}).items()]
         what = "; ".join(filter(None, (", ".join(arrays[:_NAMED] + more), *protection)))
     fold, size = line.get("fold", -1), int(line.get("bytes", 0)) + int(line.get("words", 0))
     place = "" if fold in (-1, None) else f"{fold}/{line.get('round', 0)}"
@@ -191,6 +191,12 @@ def _row(line: dict[str, Any]) -> tuple[str, str]:
         str(size or ""),
     )
     return row.rstrip(), what
+
+
+def _protection(kind: str, how: Any) -> str:
+    if kind == "noise":
+        return ", ".join(f"{n['count']} x {n['kind']} noise {n['noise']:.3g}" for n in how)
+    return kind if how is True else f"{kind} {how}"
 
 
 def _changed(text: dict[str, Any], default: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -24,6 +24,9 @@ from oncofed.deploy.supervise import Service, Supervisor
 NEEDED = ("consortium.toml", "roster.json", "coordinator.pub", "ca.crt", "server.crt", "server.key", "superexec.secret")
 """Of the coordinator's folder. `ca.key` and `coordinator.key` are not among them: they may stay on another machine."""
 
+CONNECTION, MEMBERS = "consortium", "roster.txt"
+"""The SuperLink's name in Flower's configuration, and the file beside it that says where its consortium's roster is."""
+
 LINK, EXEC, EDGE = "link", "exec", "edge"
 PARTS = (LINK, EXEC, EDGE)
 
@@ -102,8 +105,9 @@ class Server:
             "root-certificates": str(self.folder / "ca.crt"),
         }
         self.flower_home.mkdir(parents=True, exist_ok=True)
-        text = tomli_w.dumps({"superlink": {"default": "consortium", "consortium": connection}})
+        text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
         write_text(self.flower_home / "config.toml", text)
+        write_text(self.flower_home / MEMBERS, f"{self.folder / 'roster.json'}\n")
 
     def answers(self) -> bool:
         """Whether the SuperLink answers."""

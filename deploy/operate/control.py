@@ -11,9 +11,11 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from oncofed.client.bundle_store import flower_home
 from oncofed.common.files import write_text
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
+from oncofed.deploy.coordinator import CONNECTION, MEMBERS
 from oncofed.deploy.engine import QUIET
 from oncofed.deploy.lock import holder
 from oncofed.deploy.loopback import flwr, submit
@@ -96,6 +98,14 @@ def at_home(study: Study, out: Path) -> Study:
                 )
             changes[f"{section}__{name}"] = str(Path(named).resolve())
     return study.changed(**changes)
+
+
+def among_members(study: Study, connection: str) -> Study:
+    """The study among its consortium's members: where it names no roster, the one that the server of this connection goes by."""
+    file = flower_home() / MEMBERS
+    if study.runtime.roster or connection != CONNECTION or not file.exists():
+        return study
+    return study.changed(runtime__roster=file.read_text().strip())
 
 
 def submitted(study: Study, connection: str) -> FlowerRun:

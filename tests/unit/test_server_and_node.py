@@ -7,9 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
 from oncofed.deploy.coordinator import PARTS, Server
 from oncofed.deploy.node import SiteNode
+from oncofed.deploy.operate.control import among_members
 from toy_consortium import Toy
 from typer.testing import CliRunner
 
@@ -54,6 +56,18 @@ def test_flower_home_names_the_superlink(toy: Toy) -> None:
         "address": "127.0.0.1:8000",
         "root-certificates": str(toy.folder.path / "ca.crt"),
     }
+
+
+def test_a_study_goes_by_the_roster_of_the_server_that_it_is_sent_to(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server.open(toy.folder.path)
+    monkeypatch.setenv("FLWR_HOME", str(server.flower_home))
+    assert among_members(Study(), "consortium").runtime.roster == "", "no server's home"
+    server.write_flower_home()
+    roster = str(toy.folder.path / "roster.json")
+    assert among_members(Study(), "consortium").runtime.roster == roster
+    assert among_members(Study(), "elsewhere").runtime.roster == ""
+    own = Study().changed(runtime__roster="own.json")
+    assert among_members(own, "consortium").runtime.roster == "own.json"
 
 
 def test_the_server_needs_no_signing_key(toy: Toy, tmp_path: Path) -> None:
