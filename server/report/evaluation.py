@@ -27,9 +27,9 @@ Score = Mapping[str, Any]
 
 
 def sections(results: Mapping[str, Any]) -> dict[str, str]:
-    """Pictures of the pooled evaluation, by name; those that nothing is known for are left out."""
+    """Pictures of the pooled evaluation, by name; those that nothing is known for are left out, all of them where noise drowns every cancer type."""
     found = results.get("evaluation")
-    if not found:
+    if not found or set(found["by_cancer"]) == set(found["c_index"].get("drowned", ())):
         return {}
     out = {"by_cancer": by_cancer(found)}
     if drawn_sites(found["by_site"]):

@@ -261,3 +261,13 @@ def test_a_fold_in_which_all_died_is_not_certain() -> None:
     assert c["upper"][0] - c["lower"][0] > 0.4 * (alone["upper"][0] - alone["lower"][0])
     points = dots(calibration([dead]))
     on_a_line(points[:, 1], np.array(c["observed"]))
+
+
+def test_where_noise_drowns_everything_no_picture_pretends_otherwise() -> None:
+    drowned = results(patients=8, bins=8, evaluation__epsilon=0.05)
+    assert set(drowned["evaluation"]["c_index"]["drowned"]) == set(drowned["evaluation"]["by_cancer"])
+    assert sections(drowned) == {}
+    page = render({"results": drowned})
+    assert "nothing is known of these models' quality" in page
+    assert MIXED not in page
+    assert "by_cancer" in sections(results(patients=400, bins=8, evaluation__epsilon=8.0))
