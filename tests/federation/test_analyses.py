@@ -382,8 +382,8 @@ def test_noise_replaces_the_smallest_cell_and_empties_the_budget(table: pd.DataF
     root = deal(table, owners(len(table), 2), tmp_path / "sites", 'labels = ["fin"]\nepsilon_budget = 2.5\n')
     plan = Plan(kind="km", group="fin", epsilon=1.0, grid_months=13, horizon_months=52, out=str(tmp_path / "out"))
     first = analyse_at_hospitals(plan, root, tmp_path / "work")
-    with pytest.raises(NotEnoughSites, match=r"would come to epsilon 2 .* here, and it promised 1"):
-        analyse_at_hospitals(plan, root, tmp_path / "work")
+    again = analyse_at_hospitals(plan, root, tmp_path / "work")
+    assert again["curves"] == first["curves"], "as after an answer that was lost: the very same noise"
     second = analyse_at_hospitals(plan.model_copy(update={"name": "second"}), root, tmp_path / "work")
     assert first["curves"][0]["survival"] != second["curves"][0]["survival"]
     assert max(abs(c["patients"] - (table["fin"] == v).sum()) for v, c in enumerate(first["curves"])) < 60

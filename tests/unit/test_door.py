@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oncofed.client.policy import Policy
-from oncofed.client.release import Answer, Door
+from oncofed.client.release import Answer, Answered, Door, Release
 from oncofed.common import wire
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
+from oncofed.common.privacy.accounting import Mechanism
 
 STAMP: wire.Config = {"study": "s", "fold": 0, "phase": "train", "round": 0}
 
@@ -126,17 +126,29 @@ def test_counts_are_rounded_where_the_hospital_says_so(tmp_path: Path) -> None:
 
 def test_noise_is_paid_for_and_nothing_but_counts_leaves_with_it(tmp_path: Path) -> None:
     counts = Answer({"step": "table"}, {"events": np.zeros(500)}, 3, counts={"events": 1}, epsilon=1.0)
-    out = released(tmp_path, counts, wire.ANALYSE, epsilon_budget=1.5)["events"]
+
+    def noised(answer: Answer, study: str, id_: str, question: str = "q", budget: float = 1.5) -> Sum:
+        here = door(tmp_path, epsilon_budget=budget)
+        here.expect(Release(id_, question, study, "table", (Mechanism("pure", 1.0),), (1.0, 1e-5)))
+        return wire.read_arrays(here.release(wire.ANALYSE, STAMP, answer))
+
+    out = noised(counts, "km", "km/1")["events"]
     assert (out < 0).any()
     assert (out > 0).any()
+    with pytest.raises(Answered) as again:
+        noised(counts, "km", "km/1")
+    np.testing.assert_array_equal(wire.read_arrays(again.value.content)["events"], out, "the very same noise")
+    with pytest.raises(Refusal, match="is in its ledger already"):
+        noised(counts, "km", "km/1", "another question", 8.0)
     with pytest.raises(Refusal, match=r"would come to epsilon 2 .* and it promised 1"):
-        released(tmp_path, counts, wire.ANALYSE, epsilon_budget=8.0)
-    other = dataclasses.replace(counts, config={"step": "table", "analysis": "other"})
+        noised(counts, "km", "km/2", budget=8.0)
     with pytest.raises(Refusal, match=r"1 of the budget of 1\.5 is spent"):
-        released(tmp_path, other, wire.ANALYSE, epsilon_budget=1.5)
+        noised(counts, "other", "other/1")
     mixed = Answer({}, {"events": np.zeros(5), "risk": np.zeros(5)}, 3, counts={"events": 1}, epsilon=0.1)
     with pytest.raises(Refusal, match=r"tables of counts alone, not \['risk'\]"):
-        released(tmp_path, mixed, wire.ANALYSE)
+        noised(mixed, "third", "third/1", budget=8.0)
+    with pytest.raises(RuntimeError, match="nobody booked"):
+        released(tmp_path, counts, wire.ANALYSE)
 
 
 def test_two_answers_about_neighbouring_patients_do_not_both_leave(tmp_path: Path) -> None:
