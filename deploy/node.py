@@ -29,8 +29,10 @@ CONNECTED = "SuperNode ID: "
 """What Flower's node prints when SuperLink has taken it."""
 NOT_YET = "[code: 2004]"
 """What it prints when SuperLink does not take its key: its last session has not ended, or it is not registered (any more)."""
-NO_TLS = "SSL/TLS handshake error detected"
-"""What it prints when a certificate is none of ours: the thread that asked ends, and nobody asks any more, whatever certificate comes later."""
+NO_TLS = "ERROR :     SSL/TLS handshake error detected"
+"""What it prints when a certificate is none of ours: the thread that asked ends, and nobody asks any more, whatever certificate comes later.
+
+The whole beginning of the line: what a coordinator writes into a message stands further behind."""
 GUARD = "bin"
 """Below the node's Flower home: programs that are found before Flower's own, where the hospital has a guard that holds bundles against approvals."""
 LINK_S = 30.0

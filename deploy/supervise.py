@@ -46,7 +46,7 @@ class Service:
     refused: str = ""
     """Text of its output that says the other side will take it later."""
     gave_up: str = ""
-    """Text of its output after which it works no more, though it runs on: it is ended and started again."""
+    """How a line of its output begins after which it works no more, though it runs on: it is ended and started again."""
     watch: tuple[Path, ...] = ()
     """It is started again when one of these files has changed: certificates."""
     may_start: Callable[[], bool] = lambda: True
@@ -219,7 +219,7 @@ class Supervisor:
                 if service.ready and service.ready in line and not run.ready:
                     run.ready, self._told = True, 0.0
                 run.refused |= bool(service.refused) and service.refused in line
-                run.gave_up |= bool(service.gave_up) and service.gave_up in line
+                run.gave_up |= bool(service.gave_up) and line.startswith(service.gave_up)
 
     def _is_stale(self, state: _State) -> bool:
         """Whether a watched file is another, and has stayed as it is for two seconds: certificate and key change one after the other."""

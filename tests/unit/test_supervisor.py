@@ -208,7 +208,7 @@ def test_a_node_that_runs_on_and_asks_no_more_is_started_again(tmp_path: Path, m
     monkeypatch.setattr(supervise, "REFUSED_S", 0.1)
     stuck = service(
         tmp_path,
-        "echo SuperNode ID; sleep 0.1; echo 'ERROR: SSL/TLS handshake error detected.'; exec sleep 300",
+        "echo SuperNode ID; sleep 0.1; echo 'ERROR :     SSL/TLS handshake error detected.'; exec sleep 300",
         gave_up=NO_TLS,
         ready="SuperNode ID",
     )
@@ -216,6 +216,18 @@ def test_a_node_that_runs_on_and_asks_no_more_is_started_again(tmp_path: Path, m
     run_for(supervisor, lambda: supervisor.states[0].starts >= 3)
     told = (tmp_path / "logs" / "supervisor.log").read_text()
     assert told.count("has given up: it is started again in 0.1 s") == supervisor.states[0].starts - 1
+
+
+def test_what_is_said_of_a_question_starts_no_node_again(tmp_path: Path) -> None:
+    """A coordinator's words stand in the node's log, in a refusal."""
+    said = (
+        f"echo SuperNode ID; echo \"WARNING :   Mayo: refused: no key '{NO_TLS}'\"; sleep 1; echo later; exec sleep 300"
+    )
+    node = service(tmp_path, said, gave_up=NO_TLS, ready="SuperNode ID")
+    supervisor = Supervisor([node], tmp_path / "run.json", Logs(tmp_path / "logs"))
+    log = tmp_path / "logs" / "a.log"
+    run_for(supervisor, lambda: log.exists() and "later" in log.read_text())
+    assert "has given up" not in (tmp_path / "logs" / "supervisor.log").read_text()
 
 
 def test_a_program_that_is_not_there_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
