@@ -149,4 +149,4 @@ def test_the_coordinators_guide_ends_well(tmp_path: Path) -> None:
 @pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")
 def test_the_hospitals_guide_ends_well(tmp_path: Path) -> None:
     told = run_commands(GUIDES / "hospital.md", tmp_path, COORDINATOR)
-    assert re.search(r"^20.{17} masked ", told, re.MULTILINE)
+    assert re.search(r"^20.{17} +masked ", told, re.MULTILINE)
