@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -81,28 +80,29 @@ class AnalysisSession:
             self._check_place()
             door.masks.append(lambda total: self._under_masks(total, forget=door.simulated))
         if self.plan.epsilon and self.step == NOISED:
-            door.expect(self._release(door))
+            door.expect(self._release())
         file = door.log.parent / "plans" / f"{self.stamp['plan']}.json"
         if not file.exists():
             write_text(file, self.plan.model_dump_json(indent=1))
 
-    def _release(self, door: Door) -> Release:
+    def _release(self) -> Release:
         """The plan's one table with noise: asked again, the hospital gives the very same answer."""
         about = f"{self.plan.name} {self.stamp['plan']}"
         cost = (Mechanism("pure", self.plan.epsilon),)
         return Release(
             f"analysis {about}/{self.step}",
-            _digest([wire.ANALYSE, identity_text(self.plan), self._asked, digests(self.arrays)]),
+            self._asked,
             about,
             f"{wire.ANALYSE} {about} {self.step}",
             cost,
-            (self.plan.epsilon, door.policy.delta_budget),
+            (self.plan.epsilon, self.policy.delta_budget),
         )
 
     @property
-    def _asked(self) -> list[tuple[str, Any]]:
-        """What was asked beside the plan."""
-        return sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
+    def _asked(self) -> str:
+        """A digest of all that was asked: the plan, the request and every number in it. Every site that is asked alike has it."""
+        asked = sorted((k, v) for k, v in self.ask.items() if k not in ("plan_json", "signature", "package"))
+        return _digest([wire.ANALYSE, identity_text(self.plan), asked, digests(self.arrays)])
 
     @property
     def step(self) -> str:
@@ -135,12 +135,12 @@ class AnalysisSession:
         All totals of an analysis are of the same hospitals, those of its test patients apart.
         """
         plan, step = self.stamp["plan"], self.step
-        sent, text = digests(self.arrays), identity_text(self.plan)
+        text = identity_text(self.plan)
         # moments come in whatever units first: no fixed point would hold them
         form: Form = "exact" if (step, self.place) == ("moments", 1) else "fine"
         sums = SecureSums(self.work, self.site.path, self.site.name, self.policy.min_members)
         return sums.begin(
-            _digest([wire.ANALYSE, text, self._asked, sent]),
+            self._asked,
             _digest([wire.ANALYSE, text, step, self.place]),
             f"analysis {self.plan.name} {plan}",
             {name: value.astype(np.float64) for name, value in total.items()},

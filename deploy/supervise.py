@@ -166,8 +166,7 @@ class Supervisor:
             run.reader.join(1.0)  # its last words say why
         pause = self._pause(state, run)
         state.last_exit = f"{_exit(run.child.process.returncode)} at {_now()}"
-        state.run, state.changed, state.down_since = None, _now(), now
-        state.next_start = time.monotonic() + pause
+        self._down(state, pause)
         why = " (the other side does not take it yet)" if run.refused else ""
         self.say(state, f"ended with {state.last_exit}{why}; starts again in {pause:g} s")
         return True
@@ -177,9 +176,13 @@ class Supervisor:
         self.say(state, why)
         run.child.ask_to_stop()
         run.child.stop()
+        self._down(state, pause)
+        return True
+
+    def _down(self, state: _State, pause: float) -> None:
+        """Note that a process has ended, and when it is started again."""
         now = time.monotonic()
         state.run, state.changed, state.down_since, state.next_start = None, _now(), now, now + pause
-        return True
 
     def _pause(self, state: _State, run: _Run) -> float:
         """Seconds until the next start after a life that ended by itself."""
