@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oncofed.client import bundle_store
 from oncofed.client.consortium import FOLDER
 from oncofed.client.data.site import SiteFolder
 from oncofed.common import wire
@@ -103,6 +104,19 @@ class Consortium:
         done = self.run(*words, at=SERVER, timeout_s=timeout_s)
         assert done.returncode == 0, done.stdout + done.stderr + self.last_words()
         return " ".join(done.stdout.split())
+
+    def approve_bundle(self) -> None:
+        """At each hospital a person approves the bundle of studies; `unlock` lets it be removed again."""
+        called("study", "bundle", "--out", self.root / "sent")
+        (bundle,) = (self.root / "sent").iterdir()
+        for site in self.sites.values():
+            said = ("--by", "Dr. Ada Lovelace", "--bundle", bundle, "--flower-home", site / ".oncofed" / "flower")
+            called("site", "approve", site, *said, "--yes")
+
+    def unlock(self) -> None:
+        """Or nobody could remove what is locked at the hospitals."""
+        for site in self.sites.values():
+            bundle_store.unlock(site / ".oncofed" / "flower" / bundle_store.APPS)
 
     def start_all(self) -> None:
         health = f"127.0.0.1:{self.health}"

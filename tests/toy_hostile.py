@@ -13,9 +13,20 @@ from typing import Any
 import oncofed.server
 import tomli_w
 from flwr.app import RecordDict
+from oncofed.common.panel import GenePanel
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.loopback import submit, wait
 from oncofed.deploy.processes import flower_environment
+
+PANEL = GenePanel(("GENE0000", "GENE0001"))
+QUESTION: dict[str, Any] = {
+    "fold": 0,
+    "round": 0,
+    "panel_hash": PANEL.hash,
+    "genes": list(PANEL.genes),
+    "cancers": ["BRCA", "LUAD"],
+}
+"""What a question of a study holds beside the study."""
 
 BUNDLE_CODE = """
 import json, pathlib, time

@@ -23,7 +23,6 @@ from oncofed.client.privacy.ledger import Ledger
 from oncofed.client.release_log import ReleaseLog
 from oncofed.common import wire
 from oncofed.common.files import write_secret, write_text
-from oncofed.common.panel import GenePanel
 from oncofed.common.plan import Plan
 from oncofed.common.privacy.releases import promise_of
 from oncofed.common.signed_study import sign, with_signature
@@ -35,20 +34,12 @@ from oncofed.deploy.processes import Child, flower_environment, free_port
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.inquiry import greeting
 from toy_deployment import SERVER, Consortium, called, without_nginx
-from toy_hostile import hostile_bundle, hostile_package, put_to_a_node, submitted
+from toy_hostile import QUESTION, hostile_bundle, hostile_package, put_to_a_node, submitted
 from toy_processes import until
 
 WITHOUT = without_nginx()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "nginx is there")]
 
-PANEL = GenePanel(("GENE0000", "GENE0001"))
-QUESTION: dict[str, Any] = {
-    "fold": 0,
-    "round": 0,
-    "panel_hash": PANEL.hash,
-    "genes": list(PANEL.genes),
-    "cancers": ["BRCA", "LUAD"],
-}
 EDGES = (0.0, 12.0, 24.0, 60.0)
 POLICY = """
 coordinators = ["pinned"]
@@ -64,26 +55,17 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
     """One hospital at work that approved the bundle, and a coordinator whose own server is of another make."""
     root = tmp_path_factory.mktemp("attacked")
     write_consortium(root / "sites", SynthSettings(sites=2, patients=120, genes=60, cancers=3, genes_per_program=8))
-    made = Consortium(root, list_sites(root / "sites")[:1])
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(hostile_package(root / "package")))
+    server = {SERVER: ["env", f"PYTHONPATH={hostile_package(root / 'package')}"]}
+    made = Consortium(root, list_sites(root / "sites")[:1], within=server)
     (site,) = made.sites.values()
     (site / "policy.toml").write_text(POLICY)
-    called("study", "bundle", "--out", root / "sent")
-    (bundle,) = (root / "sent").iterdir()
-    said = ("--by", "Dr. Ada Lovelace", "--bundle", bundle, "--flower-home", site / ".oncofed" / "flower")
-    called("site", "approve", site, *said, "--yes")
+    made.approve_bundle()
     try:
-        health = f"127.0.0.1:{made.health}"
-        made.start(SERVER, "server", "start", made.folder.path, "--bind", made.address, "--health", health)
-        patch.undo()
-        made.start(name_of(made), "site", "start", site)
-        made.until_online(name_of(made))
+        made.start_all()
         yield made
     finally:
-        patch.undo()
         made.stop_all()
-        bundle_store.unlock(site / ".oncofed" / "flower" / bundle_store.APPS)
+        made.unlock()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,8 @@ from oncofed.common.privacy.releases import promise_of
 from oncofed.common.signed_study import identity_text
 from oncofed.common.study import Study
 from oncofed.server.inquiry import greeting
-from test_policy_attacks import COORDINATORS, PRIVATE, QUESTION, Hospital, hospital, lung, signed
+from test_policy_attacks import COORDINATORS, PRIVATE, Hospital, hospital, lung, signed
+from toy_hostile import QUESTION
 
 __all__ = ["hospital"]
 

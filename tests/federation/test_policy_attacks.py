@@ -23,7 +23,6 @@ from oncofed.client.data import read
 from oncofed.client.data.site import list_sites
 from oncofed.client.release_log import ReleaseLog
 from oncofed.common import signing, wire
-from oncofed.common.panel import GenePanel
 from oncofed.common.plan import Plan
 from oncofed.common.signed_study import sign, with_signature
 from oncofed.common.study import Study
@@ -31,17 +30,10 @@ from oncofed.deploy.engine import InProcessGrid, run_in_process
 from oncofed.server.app import app as server_app
 from oncofed.server.inquiry import greeting
 from oncofed.server.roster import NotEnoughSites
+from toy_hostile import QUESTION
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = signing.public_of(KEY)
-PANEL = GenePanel(("GENE0000", "GENE0001"))
-QUESTION: dict[str, Any] = {
-    "fold": 0,
-    "round": 0,
-    "panel_hash": PANEL.hash,
-    "genes": list(PANEL.genes),
-    "cancers": ["BRCA", "LUAD"],
-}
 COORDINATORS = f'coordinators = ["{PUBLIC}"]\n'
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tomli_w
-from oncofed.client import bundle_store
 from oncofed.client.data.site import list_sites
 from oncofed.client.privacy.ledger import Ledger
 from oncofed.client.release_log import ReleaseLog
@@ -57,18 +56,14 @@ def hospitals(real_data: Path, tmp_path: Path) -> Iterator[Consortium]:
     """A consortium whose hospitals ask for signatures, masks, privacy and approved code, at work."""
     made = Consortium(tmp_path, real_sites(real_data, tmp_path))
     try:
-        called("study", "bundle", "--out", tmp_path / "sent")
-        (bundle,) = (tmp_path / "sent").iterdir()
         for site in made.sites.values():
             (site / "policy.toml").write_text(POLICY)
-            said = ("--by", "Dr. Ada Lovelace", "--bundle", bundle, "--flower-home", site / ".oncofed" / "flower")
-            called("site", "approve", site, *said, "--yes")
+        made.approve_bundle()
         made.start_all()
         yield made
     finally:
         made.stop_all()
-        for site in made.sites.values():  # or nobody could remove what is locked there
-            bundle_store.unlock(site / ".oncofed" / "flower" / bundle_store.APPS)
+        made.unlock()
 
 
 def private_study(here: Consortium, file: Path) -> Study:
