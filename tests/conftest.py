@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,22 @@ os.environ.pop("COLUMNS", None)  # set in test processes that run side by side; 
 
 from oncofed.common.study import Study  # noqa: E402
 from oncofed.deploy.synth import SynthSettings, write_consortium  # noqa: E402
+
+
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--within", type=float, metavar="SECONDS", help="leave out, and say so, what has not begun after so long"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A slow machine must not lose a whole run because of its last tests."""
+    within = item.config.getoption("--within")
+    if within is not None and time.monotonic() - BEGAN > within:
+        pytest.skip(f"left out: {within:.0f} s have passed")
 
 
 @pytest.fixture(autouse=True)
