@@ -31,6 +31,8 @@ SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
 IMPORTED = ("oncofed.client.app", "flwr.supernode.cli", "oncofed.deploy.engine")
 OURS = "oncofed."
 READY = b"ready\n"
+IMPORTS_S = 120.0
+"""How long SuperExec waits for the imports before it starts ClientApps from nothing."""
 
 
 def warm(environment: Mapping[str, str], home: Path) -> dict[str, str]:
@@ -48,6 +50,8 @@ def superexec() -> None:
     from oncofed.deploy.engine import run_superexec
 
     nursery = Nursery()
+    # a message waits at SuperNode meanwhile; what is started from nothing beside the imports would take as long as both
+    nursery.wait()
     run_superexec(nursery.begin)
 
 
@@ -66,6 +70,12 @@ class Nursery:
         self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
         theirs.close()
 
+    def wait(self, patience_s: float = IMPORTS_S) -> bool:
+        """Whether it is ready to fork, at the latest after so long."""
+        if not self.ready and select.select([self.line], [], [], patience_s)[0]:
+            self.ready = self.line.recv(len(READY)) == READY
+        return self.ready
+
     def close(self) -> None:
         """End the process that waits; its forks go on."""
         self.line.close()
@@ -78,15 +88,13 @@ class Nursery:
         if self.code != _code() or self.process.poll() is not None:
             self.close()
             self._start()
-        if not self.ready and not select.select([self.line], [], [], 0)[0]:
-            return False
         try:
-            self.ready = self.ready or self.line.recv(len(READY)) == READY
-            if self.ready:
-                self.line.sendall(json.dumps([program, *command[1:]]).encode() + b"\n")
+            if not self.wait(0.0):
+                return False
+            self.line.sendall(json.dumps([program, *command[1:]]).encode() + b"\n")
         except OSError:  # it has just ended
             return False
-        return self.ready
+        return True
 
 
 def wait_and_fork(line: socket.socket) -> list[str]:
