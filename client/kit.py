@@ -61,7 +61,7 @@ def _of_zip(kit: Path) -> dict[str, bytes]:
                 if name in files:
                     raise ValueError(f"{kit}: {name!r} is in it twice; {_AGAIN}")
                 files[name] = _unpacked(kit, packed, entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{kit} is no zip that can be read ({type(error).__name__}: {error}); {_AGAIN}") from None
     return files
 

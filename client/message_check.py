@@ -26,7 +26,7 @@ SHOWN = 40
 
 def check_size(content: RecordDict, site: str, most_mb: float) -> int:
     """The bytes of a message; raises `Refusal` above the policy's bound."""
-    size = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    size = sum(wire.sizes(content))
     size += sum(_size(value) for record in content.config_records.values() for value in record.values())
     size += sum(_size(value) for record in content.metric_records.values() for value in record.values())
     if size > most_mb * MB:

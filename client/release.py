@@ -294,6 +294,6 @@ def refusal(releases: ReleaseLog, kind: str, reason: str, study: str = "") -> Re
 
 
 def _sizes(content: RecordDict) -> tuple[int, int]:
-    """Bytes of a message's arrays, and of its words."""
-    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
-    return arrays, sum(size_of_words(record) for record in content.config_records.values())
+    """Bytes of a message's numbers, and of its words."""
+    numbers, headers = wire.sizes(content)
+    return numbers, headers + sum(size_of_words(record) for record in content.config_records.values())

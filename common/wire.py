@@ -1,13 +1,12 @@
 """What a message holds: names, packing, versions.
 
 A request carries `ask` (versions, study, phase, round, panel hash) and, where needed, arrays; a reply carries `from`
-(who answers, to what) and one sum, or a refusal. Arrays travel as raw little-endian bytes, so that unpacking copies nothing.
+(who answers, to what) and one sum, or a refusal. All arrays of a message travel in one piece (common/packing.py).
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,8 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from oncofed.common.blocks import Sum
 from oncofed.common.errors import Refusal
+from oncofed.common.packing import numbers_begin, pack, unpack
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised whenever the meaning of a message changes; sites and server must agree."""
 
 HELLO, STATISTICS, TRAIN, EVALUATE = "query.hello", "query.statistics", "train", "evaluate"
@@ -29,9 +29,7 @@ NETWORK_GENES = "network/genes"
 
 Config = dict[str, bool | int | float | str | list[str] | list[float]]
 
-_RAW = "raw.little-endian"
-MOST_AXES = 16
-"""Of an array; no sum has more than five."""
+_PIECE, _LAYOUT = "sum", "safetensors"
 
 
 @functools.cache
@@ -44,13 +42,19 @@ def package_version() -> str:
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Named arrays as a Flower record; one copy of the bytes."""
-    return ArrayRecord({name: _pack(value) for name, value in arrays.items()})
+    """Named arrays as a Flower record of one piece; one copy of the bytes."""
+    data = pack(arrays)
+    return ArrayRecord({_PIECE: Array("uint8", (len(data),), _LAYOUT, data)})
 
 
 def unpack_arrays(record: ArrayRecord) -> Sum:
     """Named, read-only arrays over the message's own bytes."""
-    return {name: _unpack(name, array) for name, array in record.items()}
+    if list(record) != [_PIECE] or record[_PIECE].stype != _LAYOUT:
+        raise Refusal(
+            f"the message's arrays are packed as {', '.join(sorted({a.stype[:40] for a in record.values()})) or 'nothing'}, wanted are one piece of "
+            f"{_LAYOUT}; install the same oncofed version on both sides"
+        )
+    return unpack(record[_PIECE].data)
 
 
 def request(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> RecordDict:
@@ -93,6 +97,13 @@ def read_arrays(content: RecordDict) -> Sum:
     return unpack_arrays(content.array_records["arrays"]) if "arrays" in content.array_records else {}
 
 
+def sizes(content: RecordDict) -> tuple[int, int]:
+    """Bytes of the numbers in a message's arrays, and of the arrays' names and shapes."""
+    pieces = [array.data for record in content.array_records.values() for array in record.values()]
+    headers = sum(map(numbers_begin, pieces))
+    return sum(map(len, pieces)) - headers, headers
+
+
 def check_protocol(config: Config, other: str) -> None:
     """Refuse a peer of another protocol by name."""
     seen = config.get("protocol")
@@ -101,29 +112,3 @@ def check_protocol(config: Config, other: str) -> None:
             f"{other} speaks oncofed protocol {seen} (package {config.get('package', 'unknown')}), this side speaks {PROTOCOL} "
             f"(package {package_version()}); install the same oncofed version on both sides"
         )
-
-
-def _pack(value: np.ndarray) -> Array:
-    little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
-    return Array(str(value.dtype), tuple(int(n) for n in value.shape), _RAW, little.tobytes())
-
-
-def _unpack(name: str, array: Array) -> np.ndarray:
-    if array.stype != _RAW:
-        raise Refusal(
-            f"array '{name}' is packed as {array.stype!r}, expected {_RAW!r}; install the same oncofed version on both sides"
-        )
-    try:
-        kind = np.dtype(array.dtype)
-    except (TypeError, ValueError):
-        raise Refusal(
-            f"array '{name}' has dtype {array.dtype[:40]!r}, which is none; only plain numbers travel"
-        ) from None
-    if kind.kind not in "fiub":
-        raise Refusal(f"array '{name}' has dtype {array.dtype}; only plain numbers travel")
-    wanted = math.prod(array.shape) * kind.itemsize  # of whole numbers without bounds: no product wraps around
-    if any(n < 0 for n in array.shape) or len(array.data) != wanted or len(array.shape) > MOST_AXES:
-        raise Refusal(
-            f"array '{name}' holds {len(array.data)} bytes, its shape {tuple(array.shape)[:MOST_AXES]} of {kind} wants {wanted}"
-        )
-    return np.frombuffer(array.data, dtype=kind.newbyteorder("<")).reshape(array.shape)

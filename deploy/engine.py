@@ -9,10 +9,13 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import flwr
@@ -256,6 +259,20 @@ def guarded_clientapp(site: str) -> None:
     runtime.install_app_dependencies = no_dependencies  # type: ignore[assignment]
     runtime.get_load_client_app_fn = lambda *_, **__: load
     flwr_clientapp()
+
+
+def run_superexec(begin: Callable[[list[str]], bool]) -> None:
+    """Flower's `flower-superexec`; `begin` is offered every command first, and where it does not begin it, it is started as Flower would."""
+    check_version()
+    from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    def start(command: list[str], **how: Any) -> None:
+        if not begin(command):
+            subprocess.Popen(command, **how)
+
+    subprocess_executor.subprocess = SimpleNamespace(DEVNULL=subprocess.DEVNULL, Popen=start)  # type: ignore[assignment]
+    flower_superexec()
 
 
 def refuse_program(name: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from oncofed.deploy.bundle import run_options, write_bundle
 from oncofed.deploy.engine import QUIET, check_version
 from oncofed.deploy.processes import Child, flower_environment, free_port
+from oncofed.deploy.warm_start import warm
 
 
 def run_on_superlink(
@@ -120,6 +121,8 @@ class _Process(Child):
         root.mkdir(parents=True, exist_ok=True)
         with (root / f"{name}.log").open("ab") as log:
             environment = flower_environment(root / f"home-{home or name}")
+            if name.startswith("node-"):
+                environment = warm(environment, root / f"home-{name}")
             super().__init__(command, folder=root / f"work-{name}", environment=environment, output=log)
 
 

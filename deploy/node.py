@@ -22,6 +22,7 @@ from oncofed.deploy.health import READY
 from oncofed.deploy.processes import flower_environment, free_port
 from oncofed.deploy.service_logs import Logs
 from oncofed.deploy.supervise import Service, Supervisor
+from oncofed.deploy.warm_start import warm
 from pydantic import ValidationError
 
 NODE = "node"
@@ -89,6 +90,7 @@ class SiteNode:
         environment = flower_environment(home)
         if (home / GUARD).is_dir():
             environment["PATH"] = f"{home / GUARD}{os.pathsep}{environment['PATH']}"
+        environment = warm(environment, home)
         return Service(
             NODE,
             self._command,

@@ -199,7 +199,7 @@ class Roster:
             Message(c, n, kind, ttl=self.timeout_s + GRACE_S, group_id=str(round_))
             for c, n in zip(contents, nodes, strict=True)
         ]
-        size = sum(_size(c) for c in contents)
+        size = sum(wire.sizes(c)[0] for c in contents)
         self.sent += size
         self.plain += 0 if again else len(messages) * sum(value.nbytes for value in (arrays or {}).values())
         by_id = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
@@ -323,7 +323,7 @@ class Roster:
                 self.check(config)
                 if self.membership:
                     self.membership.check(self.grid, node, config)
-            return Answer(name, config, wire.read_arrays(reply.content), _size(reply.content))
+            return Answer(name, config, wire.read_arrays(reply.content), wire.sizes(reply.content)[0])
         except (Refusal, KeyError, TypeError, ValueError) as error:
             self.leave_out(name, kind, round_, str(error))
             return None
@@ -344,7 +344,3 @@ def _checked_name(told: object) -> str:
             f"calls itself {told!r:.100}, wanted a name of up to {LONGEST_NAME} printable characters, no / or \\"
         )
     return told
-
-
-def _size(content) -> int:  # type: ignore[no-untyped-def]
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())

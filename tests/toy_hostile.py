@@ -12,7 +12,7 @@ from typing import Any
 
 import oncofed.server
 import tomli_w
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from oncofed.common.panel import GenePanel
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.loopback import submit, wait
@@ -27,6 +27,20 @@ QUESTION: dict[str, Any] = {
     "cancers": ["BRCA", "LUAD"],
 }
 """What a question of a study holds beside the study."""
+
+
+def piece(header: object, numbers: bytes = b"") -> bytes:
+    """Arrays in one piece as a sender of ill will may write them; a header of bytes stands as it is."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + numbers
+
+
+def odd_array(dtype: str, shape: Sequence[int], numbers: bytes, layout: str = "safetensors") -> ArrayRecord:
+    """The arrays of a message, of which one says of itself what need not be true."""
+    about = {"dtype": dtype, "shape": list(shape), "data_offsets": [0, len(numbers)]}
+    data = piece({"weights/x": about}, numbers)
+    return ArrayRecord({"sum": Array("uint8", (len(data),), layout, data)})
+
 
 BUNDLE_CODE = """
 import json, pathlib, time

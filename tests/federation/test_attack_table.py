@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from oncofed.client import bundle_store
 from oncofed.client.data.site import list_sites
 from oncofed.client.privacy.ledger import Ledger
@@ -34,7 +34,7 @@ from oncofed.deploy.processes import Child, flower_environment, free_port
 from oncofed.deploy.synth import SynthSettings, write_consortium
 from oncofed.server.inquiry import greeting
 from toy_deployment import SERVER, Consortium, called, without_nginx
-from toy_hostile import QUESTION, hostile_bundle, hostile_package, put_to_a_node, submitted
+from toy_hostile import QUESTION, hostile_bundle, hostile_package, odd_array, put_to_a_node, submitted
 from toy_processes import until
 
 WITHOUT = without_nginx()
@@ -125,9 +125,9 @@ class Coordinator:
         told = {"plan_json": plan.model_dump_json(exclude={"out", "roster", "signature"}), "signature": plan.signature}
         return Asked(wire.ANALYSE, wire.request({**told, "step": "greeting", "round": 1, "levels": []}), words)
 
-    def with_array(self, array: Array, words: str) -> Asked:
+    def with_arrays(self, arrays: ArrayRecord, words: str) -> Asked:
         asked = self.asks(self.signed(self.study()), wire.STATISTICS, words)
-        asked.content["arrays"] = ArrayRecord({"weights/x": array})
+        asked.content["arrays"] = arrays
         return asked
 
     def without_ask(self) -> Asked:
@@ -159,9 +159,11 @@ QUESTIONS: dict[str, Making] = {
         c.signed(c.study()), "query.predictions", "does not know 'query.predictions'"
     ),
     "a lower minimum count": lambda c: c.asks(c.study(), words="min_cell: unknown key", study_json='{"min_cell": 1}'),
-    "an oversized message": lambda c: c.with_array(Array(LARGE), "MB, its policy reads 2 (max_incoming_mb"),
-    "an array that claims more than it holds": lambda c: c.with_array(
-        Array("float32", (2**31, 2**31), "raw.little-endian", b""), "of float32 wants"
+    "an oversized message": lambda c: c.with_arrays(
+        wire.pack_arrays({"weights/x": LARGE}), "MB, its policy reads 2 (max_incoming_mb"
+    ),
+    "an array that claims more than it holds": lambda c: c.with_arrays(
+        odd_array("F32", (2**31, 2**31), b""), "of float32 wants"
     ),
     "a message without its record": lambda c: c.without_ask(),
     "a path in the study's name": lambda c: c.asks(

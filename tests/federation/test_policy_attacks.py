@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from oncofed.client import admission
 from oncofed.client.app import app as client_app
 from oncofed.client.approval import RUNNING, Approvals, Package, Text
@@ -30,7 +30,7 @@ from oncofed.deploy.engine import InProcessGrid, run_in_process
 from oncofed.server.app import app as server_app
 from oncofed.server.inquiry import greeting
 from oncofed.server.roster import NotEnoughSites
-from toy_hostile import QUESTION
+from toy_hostile import QUESTION, odd_array
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = signing.public_of(KEY)
@@ -374,11 +374,9 @@ def without(key: str) -> Callable[[RecordDict], None]:
     return change
 
 
-def array(
-    dtype: str, shape: tuple[int, ...], data: bytes, stype: str = "raw.little-endian"
-) -> Callable[[RecordDict], None]:
+def array(*form: Any) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({"weights/x": Array(dtype, shape, stype, data)})
+        content["arrays"] = odd_array(*form)
 
     return change
 
@@ -423,16 +421,16 @@ MALFORMED: list[tuple[Callable[[RecordDict], None], str]] = [
     (changed(panel_hash="../../../../etc/passwd"), "is no panel hash"),
     (changed(panel_hash="0" * 16), "the panel in the message has hash"),
     (changed(genes=["GENE0009"]), "the panel in the message has hash"),
-    (array("float32", (2**31, 2**31), b""), "its shape (2147483648, 2147483648) of float32 wants"),
-    (array("float32", (2**32, 2**32), b""), "holds 0 bytes"),
-    (array("float32", (-1,), b"\0" * 4), "holds 4 bytes"),
-    (array("float32", (3,), b"\0" * 11), "holds 11 bytes, its shape (3,) of float32 wants 12"),
+    (array("F32", (2**31, 2**31), b""), "its shape (2147483648, 2147483648) of float32 wants"),
+    (array("F32", (2**32, 2**32), b""), "holds 0 bytes"),
+    (array("F32", (-1,), b"\0" * 4), "has the shape [-1] at [0, 4], which is none"),
+    (array("F32", (3,), b"\0" * 11), "holds 11 bytes, its shape (3,) of float32 wants 12"),
     (array("object", (1,), b"\0" * 8), "only plain numbers travel"),
     (array("f4,f4", (1,), b"\0" * 8), "only plain numbers travel"),
     (array("no type", (1,), b"\0" * 8), "only plain numbers travel"),
-    (array("float32", (1,), b"\0" * 4, "numpy.ndarray"), "packed as 'numpy.ndarray'"),
-    (array("float32", (1,), np.float32([np.nan]).tobytes()), "'weights/x' has numbers that are not finite"),
-    (array("float64", (1,), np.float64([np.inf]).tobytes()), "'weights/x' has numbers that are not finite"),
+    (array("F32", (1,), b"\0" * 4, "numpy.ndarray"), "packed as numpy.ndarray"),
+    (array("F32", (1,), np.float32([np.nan]).tobytes()), "'weights/x' has numbers that are not finite"),
+    (array("F64", (1,), np.float64([np.inf]).tobytes()), "'weights/x' has numbers that are not finite"),
 ]
 
 

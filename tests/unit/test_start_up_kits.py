@@ -197,6 +197,15 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     assert unchanged < len(whole) / 37 / 2
 
 
+def test_a_zip_whose_files_begin_before_it_does_is_refused(tmp_path: Path) -> None:
+    data = bytearray(pack(files_of()))
+    place = data.rindex(b"PK\x05\x06") + 16  # where the list of files begins
+    data[place : place + 4] = (int.from_bytes(data[place : place + 4], "little") + 100).to_bytes(4, "little")
+    (tmp_path / "k.zip").write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="is no zip that can be read"):
+        read_files(tmp_path / "k.zip")
+
+
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
