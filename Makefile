@@ -26,7 +26,7 @@ lint: $(BIN)/oncofed
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p oncofed.common -p oncofed.client -p oncofed.server -p oncofed.deploy
 
 test: lint
-	$(BIN)/pytest -n logical -m "not slow"
+	$(BIN)/pytest -n logical --dist loadfile -m "not slow"
 
 test-all: test
 	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not rehearsal"

@@ -68,6 +68,7 @@ def who(table: pd.DataFrame) -> pd.MultiIndex:
 # -- comparison --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fusion_study_is_compared_with_its_variants(sites: Path, small_study: Make, tmp_path: Path) -> None:
     study = small_study(**KEYS, name="c", splits__refit=True)
     result = compare(study, sites, ("ridge", "late", "rna", "pathology", "concat", "unmodulated"))
@@ -111,6 +112,7 @@ def test_late_fusion_alone_is_compared_on_all_patients(sites: Path, small_study:
     assert list(result["balance"]) == ["federated"]
 
 
+@pytest.mark.slow
 def test_where_whole_sites_are_held_out_training_patients_are_scored_for_late_fusion(
     sites: Path, small_study: Make, tmp_path: Path
 ) -> None:

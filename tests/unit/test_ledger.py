@@ -39,6 +39,7 @@ def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_fifty_rounds_with_a_restart_after_each_cost_what_one_accountant_says(file: Path) -> None:
     from dp_accounting import dp_event
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
