@@ -9,7 +9,7 @@ from typing import Any
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import compare
 from oncofed.deploy.comparison.survival import METHODS
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
 
 def demo_study(out: Path) -> Study:

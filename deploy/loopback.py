@@ -18,8 +18,8 @@ from typing import Any
 
 from oncofed.deploy.bundle import run_options, write_bundle
 from oncofed.deploy.engine import QUIET, check_version
-from oncofed.deploy.processes import Child, flower_environment, free_port
-from oncofed.deploy.warm_start import warm
+from oncofed.deploy.services.processes import Child, flower_environment, free_port
+from oncofed.deploy.services.warm_start import warm
 
 
 def run_on_superlink(

@@ -19,8 +19,7 @@ for key, value in {
 os.environ.pop("COLUMNS", None)  # set in test processes that run side by side; a test of a wide terminal says so itself
 
 from oncofed.common.study import Study  # noqa: E402
-from oncofed.deploy.synth import SynthSettings, write_consortium  # noqa: E402
-
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium  # noqa: E402
 
 BEGAN = time.monotonic()
 

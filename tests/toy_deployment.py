@@ -17,11 +17,11 @@ from oncofed.client.data.site import SiteFolder
 from oncofed.common import wire
 from oncofed.deploy import cli
 from oncofed.deploy.consortium.folder import KITS, ROSTER, Folder
-from oncofed.deploy.coordinator import Server
-from oncofed.deploy.edge import find_nginx
-from oncofed.deploy.node import SiteNode
-from oncofed.deploy.processes import Child, free_port
-from oncofed.deploy.running import Running, members_seen
+from oncofed.deploy.services.coordinator import Server
+from oncofed.deploy.services.edge import find_nginx
+from oncofed.deploy.services.node import SiteNode
+from oncofed.deploy.services.processes import Child, free_port
+from oncofed.deploy.services.running import Running, members_seen
 from oncofed.server.journal import JOURNAL
 from toy_processes import until
 from typer.testing import CliRunner

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from oncofed.common.panel import GenePanel
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.loopback import submit, wait
-from oncofed.deploy.processes import flower_environment
+from oncofed.deploy.services.processes import flower_environment
 
 PANEL = GenePanel(("GENE0000", "GENE0001"))
 QUESTION: dict[str, Any] = {

@@ -15,11 +15,11 @@ from oncofed.client.bundle_store import flower_home
 from oncofed.common.files import write_text
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
-from oncofed.deploy.coordinator import CONNECTION, MEMBERS
 from oncofed.deploy.engine import QUIET
-from oncofed.deploy.lock import holder
 from oncofed.deploy.loopback import flwr, submit
 from oncofed.deploy.operate.state import Follower, RunState
+from oncofed.deploy.services.coordinator import CONNECTION, MEMBERS
+from oncofed.deploy.services.lock import holder
 from oncofed.deploy.started import FILE as SIMULATION
 from oncofed.server.run_folder import LOCK
 

@@ -11,7 +11,6 @@ from oncofed.client.data.site import SiteFolder
 from oncofed.common.certificates import read_certificate
 from oncofed.common.enrolment import CA_FILE, Kit
 from oncofed.common.errors import Refusal
-from oncofed.deploy.node import installed_kit
 from oncofed.deploy.preflight.findings import Check, fail, ok
 from oncofed.deploy.preflight.machine import (
     data_check,
@@ -22,6 +21,7 @@ from oncofed.deploy.preflight.machine import (
     version_check,
 )
 from oncofed.deploy.preflight.network import Target, network_checks
+from oncofed.deploy.services.node import installed_kit
 
 NETWORK = ("proxy", "name", "port", "TLS", "answer")
 

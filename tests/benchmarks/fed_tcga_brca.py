@@ -21,7 +21,7 @@ from oncofed.common.metrics import comparable_pairs
 from oncofed.common.plan import Plan
 from oncofed.common.splits import deal_folds
 from oncofed.deploy.analyse import analyse
-from oncofed.deploy.flamby import write_flamby_sites
+from oncofed.deploy.sites.flamby import write_flamby_sites
 from oncofed.server.roster import NotEnoughSites
 from rich.console import Console
 from sksurv.linear_model import CoxPHSurvivalAnalysis

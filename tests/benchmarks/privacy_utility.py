@@ -25,7 +25,7 @@ from oncofed.common.saved import SavedModel
 from oncofed.common.study import Study
 from oncofed.deploy.public_start import fit_start
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.split import split_pooled
+from oncofed.deploy.sites.split import split_pooled
 from rich.console import Console
 from rich.table import Table
 

@@ -27,7 +27,7 @@ from oncofed.common.models.build import Sizes, build_model
 from oncofed.common.models.layers import AttentionExperts, ExpertLayer
 from oncofed.common.study import Study
 from oncofed.deploy.engine import InProcessGrid
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.aggregate import Accumulator
 from oncofed.server.app import run_study
 from oncofed.server.strategy import EvidenceStrategy

@@ -19,7 +19,7 @@ import pandas as pd
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.survival import difference, summarise
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.split import split_pooled
+from oncofed.deploy.sites.split import split_pooled
 from rich.console import Console
 from rich.table import Table
 

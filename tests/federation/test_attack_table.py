@@ -30,8 +30,8 @@ from oncofed.common.study import Study
 from oncofed.deploy.consortium.certificates import Pair, make_authority, make_server
 from oncofed.deploy.consortium.members import rotate_server
 from oncofed.deploy.loopback import wait
-from oncofed.deploy.processes import Child, flower_environment, free_port
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.services.processes import Child, flower_environment, free_port
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.inquiry import greeting
 from toy_deployment import SERVER, Consortium, called, without_nginx
 from toy_hostile import QUESTION, hostile_bundle, hostile_package, odd_array, put_to_a_node, submitted

@@ -20,7 +20,7 @@ from oncofed.common.scaling import Scaling
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import common_patients, difference
 from oncofed.deploy.engine import InProcessGrid
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.app import run_study
 from oncofed.server.checkpoint import load_arrays
 from oncofed.server.inquiry import greeting

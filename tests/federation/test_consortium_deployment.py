@@ -15,11 +15,11 @@ from oncofed.client.data.site import list_sites
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.consortium.members import revoke, rotate_server
-from oncofed.deploy.coordinator import responds
-from oncofed.deploy.health import check
 from oncofed.deploy.loopback import flwr, submit, wait
-from oncofed.deploy.running import Running
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.services.coordinator import responds
+from oncofed.deploy.services.health import check
+from oncofed.deploy.services.running import Running
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from toy_deployment import Consortium, without_nginx
 from toy_processes import until
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common import wire
 from oncofed.common.study import Study
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from toy_deployment import SERVER, Consortium, asked, events, without_nginx
 from toy_network import Network, without_namespaces
 from toy_processes import has_torch, in_session, until

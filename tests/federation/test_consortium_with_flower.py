@@ -18,7 +18,7 @@ from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.consortium.folder import CA, KITS, ROSTER, SERVER, SERVER_KEY, SUPEREXEC, Folder, init
 from oncofed.deploy.consortium.members import admit, revoke
 from oncofed.deploy.loopback import Loopback, submit, wait
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from toy_consortium import write_settings
 from toy_processes import until
 

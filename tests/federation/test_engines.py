@@ -12,7 +12,7 @@ from oncofed.common.plan import Plan
 from oncofed.common.study import Study
 from oncofed.deploy.analyse import analyse
 from oncofed.deploy.simulate import Engine, simulate
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.checkpoint import load_arrays
 
 pytestmark = pytest.mark.slow

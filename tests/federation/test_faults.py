@@ -15,7 +15,7 @@ from oncofed.client.data.site import list_sites
 from oncofed.common.study import Study
 from oncofed.deploy.bundle import write_bundle
 from oncofed.deploy.loopback import Loopback, submit, wait
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.checkpoint import Checkpoints
 from safetensors.numpy import load_file
 from toy_processes import has_torch, in_session, until

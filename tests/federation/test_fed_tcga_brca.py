@@ -11,7 +11,7 @@ import pytest
 from oncofed.common.metrics import concordance_index
 from oncofed.common.plan import Plan
 from oncofed.deploy.analyse import analyse
-from oncofed.deploy.flamby import write_flamby_sites
+from oncofed.deploy.sites.flamby import write_flamby_sites
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 
 PATIENTS = (248, 156, 164, 129, 129, 40)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from oncofed.deploy.edge import find_nginx
-from oncofed.deploy.processes import free_port
+from oncofed.deploy.services.edge import find_nginx
+from oncofed.deploy.services.processes import free_port
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -236,7 +236,7 @@ def test_an_exception_at_a_site_does_not_tell_its_text(
 
 
 def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> None:
-    from oncofed.deploy.synth import SynthSettings, write_consortium
+    from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
@@ -251,7 +251,7 @@ def test_a_policy_is_the_hospitals_own(tmp_path: Path, small_study: Make) -> Non
 
 
 def test_everything_that_leaves_is_in_the_release_log(tmp_path: Path, small_study: Make) -> None:
-    from oncofed.deploy.synth import SynthSettings, write_consortium
+    from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
@@ -278,7 +278,7 @@ def test_everything_that_leaves_is_in_the_release_log(tmp_path: Path, small_stud
 
 
 def test_units_that_cannot_share_a_scale_are_refused_with_names(tmp_path: Path, small_study: Make) -> None:
-    from oncofed.deploy.synth import SynthSettings, write_consortium
+    from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)
@@ -290,7 +290,7 @@ def test_units_that_cannot_share_a_scale_are_refused_with_names(tmp_path: Path, 
 
 def test_a_gene_that_a_site_lacks_gets_the_federations_mean(tmp_path: Path, small_study: Make) -> None:
     import pandas as pd
-    from oncofed.deploy.synth import SynthSettings, write_consortium
+    from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
     folders = write_consortium(
         tmp_path / "sites", SynthSettings(sites=4, patients=240, genes=60, cancers=3, genes_per_program=8)

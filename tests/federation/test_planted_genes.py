@@ -11,7 +11,7 @@ import pytest
 from oncofed.common.saved import SavedModel
 from oncofed.common.study import Study
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.genes import rankings
 
 GENES, PROGRAM = 200, 20

@@ -16,7 +16,7 @@ from oncofed.common.metrics import concordance_index, pair_counts, pair_table
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import check_methods, compare
 from oncofed.deploy.simulate import SimulatedRun, simulate
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.evaluation import load_tables
 from oncofed.server.report.render import render
 from oncofed.server.roster import NotEnoughSites

@@ -9,7 +9,7 @@ from oncofed.client.data.check import check_site
 from oncofed.common.study import Study
 from oncofed.deploy.comparison.compare import compare
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.split import split_pooled
+from oncofed.deploy.sites.split import split_pooled
 
 pytestmark = pytest.mark.slow
 

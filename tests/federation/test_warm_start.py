@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oncofed.deploy.warm_start import CLIENTAPP, Nursery
+from oncofed.deploy.services.warm_start import CLIENTAPP, Nursery
 from toy_processes import until
 
 pytestmark = pytest.mark.slow

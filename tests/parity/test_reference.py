@@ -16,7 +16,7 @@ from oncofed.common.study import Study
 from oncofed.deploy.comparison.reference import Pool, frame_of, predict_pooled
 from oncofed.deploy.comparison.ridge import predict_ridge
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.checkpoint import load_arrays
 
 Make = Callable[..., Study]

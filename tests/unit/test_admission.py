@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
-from oncofed.deploy import admission
-from oncofed.deploy.admission import Admission, openssh
 from oncofed.deploy.consortium.members import admit, revoke, rotate_member
-from oncofed.deploy.coordinator import Server
 from oncofed.deploy.engine import nodes_of
-from oncofed.deploy.running import members_seen
+from oncofed.deploy.services import admission
+from oncofed.deploy.services.admission import Admission, openssh
+from oncofed.deploy.services.coordinator import Server
+from oncofed.deploy.services.running import members_seen
 from toy_consortium import Toy
 
 

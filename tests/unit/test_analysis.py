@@ -11,7 +11,7 @@ import pytest
 from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server import analysis, genes
 from oncofed.server.checkpoint import load_arrays, save_arrays
 from oncofed.server.report.render import render

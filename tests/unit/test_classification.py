@@ -24,8 +24,8 @@ from oncofed.deploy.comparison.compare import compare
 from oncofed.deploy.comparison.logistic import class_scores, in_span
 from oncofed.deploy.comparison.present import print_tables, write_comparison
 from oncofed.deploy.simulate import read_predictions
-from oncofed.deploy.split import split_pooled
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.split import split_pooled
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.report import heat
 from oncofed.server.report.classes import measured, nouns
 from oncofed.server.report.render import render

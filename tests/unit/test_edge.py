@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oncofed.deploy import edge
 from oncofed.deploy.consortium.certificates import make_authority, make_server
-from oncofed.deploy.edge import edge_command, find_nginx, write_edge
-from oncofed.deploy.processes import Child, free_port
+from oncofed.deploy.services import edge
+from oncofed.deploy.services.edge import edge_command, find_nginx, write_edge
+from oncofed.deploy.services.processes import Child, free_port
 
 try:
     NGINX = find_nginx()

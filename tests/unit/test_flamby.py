@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from oncofed.client.data.site import SiteFolder
 from oncofed.common.plan import Plan
-from oncofed.deploy.flamby import COVARIATES, OWN, write_flamby_sites
+from oncofed.deploy.sites.flamby import COVARIATES, OWN, write_flamby_sites
 
 
 def files() -> tuple[pd.DataFrame, pd.DataFrame]:

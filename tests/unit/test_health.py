@@ -6,8 +6,8 @@ import time
 
 import pytest
 from oncofed.deploy.cli import cli
-from oncofed.deploy.health import HealthServer, check
-from oncofed.deploy.processes import free_port
+from oncofed.deploy.services.health import HealthServer, check
+from oncofed.deploy.services.processes import free_port
 from typer.testing import CliRunner
 
 

@@ -11,8 +11,8 @@ import pytest
 from oncofed.client.data.check import check_site
 from oncofed.client.data.read import read_clinical, read_pathology
 from oncofed.client.data.site import SiteFolder, list_sites
-from oncofed.deploy.split import recognise_unit, split_pooled
-from oncofed.deploy.synth import SynthSettings, write_consortium
+from oncofed.deploy.sites.split import recognise_unit, split_pooled
+from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
 
 def write_pool(folder: Path, z: bool = True) -> None:

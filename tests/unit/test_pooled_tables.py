@@ -12,7 +12,7 @@ import pytest
 from oncofed.client.data.check import check_site
 from oncofed.client.data.read import expression_table, read_clinical, read_expression
 from oncofed.client.data.site import SiteFolder
-from oncofed.deploy.split import split_pooled
+from oncofed.deploy.sites.split import split_pooled
 
 GENES = [f"ENSG{i:011d}" for i in range(80)]
 NAMES = [f"TCGA-OR-{i:04d}" for i in range(40)]

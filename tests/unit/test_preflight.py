@@ -19,7 +19,7 @@ from oncofed.deploy.preflight import machine, network
 from oncofed.deploy.preflight.findings import Check
 from oncofed.deploy.preflight.network import Target, network_checks
 from oncofed.deploy.preflight.run import Preflight, preflight
-from oncofed.deploy.processes import free_port
+from oncofed.deploy.services.processes import free_port
 from toy_edges import certificate, standing_in
 from typer.testing import CliRunner
 

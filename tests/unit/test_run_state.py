@@ -263,10 +263,10 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 def test_a_run_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oncofed.deploy import cli_operate
+    from oncofed.deploy.cli import operate
     from rich.console import Console
 
-    monkeypatch.setattr(cli_operate, "out", Console(width=160))
+    monkeypatch.setattr(operate, "out", Console(width=160))
     write(tmp_path, RUN)
     code, text = call("study", "watch", tmp_path, "--once")
     assert code == 0

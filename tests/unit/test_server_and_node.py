@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
-from oncofed.deploy.coordinator import PARTS, Server
-from oncofed.deploy.node import SiteNode
 from oncofed.deploy.operate.control import among_members
+from oncofed.deploy.services.coordinator import PARTS, Server
+from oncofed.deploy.services.node import SiteNode
 from toy_consortium import Toy
 from typer.testing import CliRunner
 
@@ -113,7 +114,15 @@ def test_a_guard_of_the_hospital_is_found_before_flowers_programs(toy: Toy) -> N
     guard = node.work / "flower" / "bin"
     assert str(guard) not in node.service().environment["PATH"]
     guard.mkdir(parents=True)
-    assert node.service().environment["PATH"].split(os.pathsep)[0] == str(guard)
+    for program in ("flwr-clientapp", "flwr-serverapp"):
+        (guard / program).touch(0o755)
+    path = node.service().environment["PATH"]
+    assert [shutil.which(p, path=path) for p in ("flwr-clientapp", "flwr-serverapp")] == [
+        str(guard / "flwr-clientapp"),
+        str(guard / "flwr-serverapp"),
+    ]
+    assert shutil.which("flower-superexec", path=path) == str(node.work / "flower" / "warm" / "flower-superexec")
+    assert shutil.which("flower-supernode", path=path) == str(Path(sys.executable).parent / "flower-supernode")
 
 
 def test_a_site_that_has_not_enrolled_or_is_another_is_refused(toy: Toy, tmp_path: Path) -> None:

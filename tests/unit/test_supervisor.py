@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oncofed.deploy import supervise
-from oncofed.deploy.lock import holder, locked
-from oncofed.deploy.node import NO_TLS
-from oncofed.deploy.running import Running, stop
-from oncofed.deploy.service_logs import Logs
-from oncofed.deploy.supervise import Service, Supervisor
+from oncofed.deploy.services import supervise
+from oncofed.deploy.services.lock import holder, locked
+from oncofed.deploy.services.node import NO_TLS
+from oncofed.deploy.services.running import Running, stop
+from oncofed.deploy.services.service_logs import Logs
+from oncofed.deploy.services.supervise import Service, Supervisor
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from oncofed.deploy import processes
-from oncofed.deploy.service_logs import Logs
-from oncofed.deploy.supervise import Service, Supervisor
+from oncofed.deploy.services import processes
+from oncofed.deploy.services.service_logs import Logs
+from oncofed.deploy.services.supervise import Service, Supervisor
 processes.STOP_S = 2.0
 folder = Path(sys.argv[1])
 services = [

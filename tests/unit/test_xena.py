@@ -18,9 +18,9 @@ from oncofed.client.data.site import SiteFolder
 from oncofed.common.study import Study
 from oncofed.deploy.cli import cli
 from oncofed.deploy.simulate import simulate
-from oncofed.deploy.xena.expression import choose_samples, read_project
-from oncofed.deploy.xena.files import find_projects
-from oncofed.deploy.xena.sites import write_xena_sites
+from oncofed.deploy.sites.xena.expression import choose_samples, read_project
+from oncofed.deploy.sites.xena.files import find_projects
+from oncofed.deploy.sites.xena.sites import write_xena_sites
 from toy_xena import CODES, EACH, EAST, GENES, NORTH, TABLE, true_counts, write_hub, write_matrix
 from typer.testing import CliRunner
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oncofed.deploy.xena.institutions import read_codes
+from oncofed.deploy.sites.xena.institutions import read_codes
 from toy_xena import EAST, NORTH, TABLE
 
 

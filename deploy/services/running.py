@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.common.consortium import SignedRoster
-from oncofed.deploy.admission import UNREGISTERED, openssh
-from oncofed.deploy.coordinator import Server
 from oncofed.deploy.engine import nodes_of
-from oncofed.deploy.lock import ELSEWHERE, holder
-from oncofed.deploy.processes import STOP_S
+from oncofed.deploy.services.admission import UNREGISTERED, openssh
+from oncofed.deploy.services.coordinator import Server
+from oncofed.deploy.services.lock import ELSEWHERE, holder
+from oncofed.deploy.services.processes import STOP_S
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from oncofed.deploy.cli_analyse import analyse_cli
-from oncofed.deploy.cli_consortium import consortium_cli
-from oncofed.deploy.cli_data import data_cli
-from oncofed.deploy.cli_policy import site_cli
-from oncofed.deploy.cli_server import server_cli
-from oncofed.deploy.cli_study import study_cli
+from oncofed.deploy.cli.analyse import analyse_cli
+from oncofed.deploy.cli.consortium import consortium_cli
+from oncofed.deploy.cli.data import data_cli
+from oncofed.deploy.cli.policy import site_cli
+from oncofed.deploy.cli.server import server_cli
+from oncofed.deploy.cli.study import study_cli
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -231,7 +231,7 @@ def health_command(
     ] = "",
 ) -> None:
     """Ask a running server or site how it is, by the gRPC health protocol. Exit code 0: serving; 1: not."""
-    from oncofed.deploy.health import check
+    from oncofed.deploy.services.health import check
 
     told = check(address, service)
     out.print(escape(told))

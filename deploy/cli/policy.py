@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from oncofed.deploy.cli_site import out, site_cli
+from oncofed.deploy.cli.site import out, site_cli
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table

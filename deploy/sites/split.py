@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from oncofed.client.data.read import OUTCOME, read_table
 from oncofed.client.data.site import CLINICAL, SiteDescription, Unit
-from oncofed.deploy.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
-from oncofed.deploy.pooled_tables import PooledTable, read_pooled
+from oncofed.deploy.sites.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
+from oncofed.deploy.sites.pooled_tables import PooledTable, read_pooled
 
 log = logging.getLogger("oncofed.deploy")
 

@@ -45,8 +45,8 @@ def server_start(
     health: Health = "",
 ) -> None:
     """Run nginx, SuperLink and SuperExec until SIGTERM; a process that ends is started again, and the roster says who may dial in."""
-    from oncofed.deploy.coordinator import EDGE, PARTS, Server
-    from oncofed.deploy.health import HealthServer
+    from oncofed.deploy.services.coordinator import EDGE, PARTS, Server
+    from oncofed.deploy.services.health import HealthServer
 
     parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
     unknown = [p for p in parts if p not in PARTS]
@@ -70,8 +70,8 @@ def server_start(
 def server_status(folder: Where, state: State = None) -> None:
     """Show processes, members with their nodes, and how long certificates last. Exit code 1 when something is down."""
     from oncofed.common.certificates import days_left
-    from oncofed.deploy.coordinator import Server
-    from oncofed.deploy.running import members_seen, running
+    from oncofed.deploy.services.coordinator import Server
+    from oncofed.deploy.services.running import members_seen, running
 
     server = Server.open(folder, state)
     found = running(server.state / "run")
@@ -94,8 +94,8 @@ def server_status(folder: Where, state: State = None) -> None:
 @server_cli.command("stop")
 def server_stop(folder: Where, state: State = None) -> None:
     """End the server's processes; nodes dial in again when it is back."""
-    from oncofed.deploy.coordinator import Server
-    from oncofed.deploy.running import stop
+    from oncofed.deploy.services.coordinator import Server
+    from oncofed.deploy.services.running import stop
 
     files = sorted((Server.open(folder, state).state / "run").glob("*.json"))
     stopped = [f.stem for f in files if stop(f)]
@@ -108,8 +108,8 @@ def server_unit(
     user: Annotated[str, typer.Option(help="who owns the folder and runs the server; not root")] = "oncofed",
 ) -> None:
     """Print a systemd unit for this folder, to be written to /etc/systemd/system/oncofed-server.service."""
-    from oncofed.deploy.coordinator import Server
-    from oncofed.deploy.edge import rendered
+    from oncofed.deploy.services.coordinator import Server
+    from oncofed.deploy.services.edge import rendered
 
     server = Server.open(folder)
     if not server.state.exists():  # the unit may write there and nowhere else, so it must be there before

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from oncofed.client.data.read import is_counter_row
-from oncofed.deploy.xena.files import XenaProject, readable
+from oncofed.deploy.sites.xena.files import XenaProject, readable
 
 GENE_COLUMN = "Ensembl_ID"
 BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})-(\d{2})[A-Z]?(?:-[A-Z0-9-]+)?")

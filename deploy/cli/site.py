@@ -195,8 +195,8 @@ def site_start(
     health: Annotated[str, typer.Option(help="tell health by gRPC at HOST:PORT, for probes")] = "",
 ) -> None:
     """Run the hospital's node until SIGTERM. It dials out; nothing outside can connect to it."""
-    from oncofed.deploy.health import HealthServer
-    from oncofed.deploy.node import Readiness, SiteNode
+    from oncofed.deploy.services.health import HealthServer
+    from oncofed.deploy.services.node import Readiness, SiteNode
 
     node = SiteNode.open(folder, work_dir, device)
     supervisor = node.supervisor(None if log_to_stdout else node.work / "logs")
@@ -214,8 +214,8 @@ def site_stop(
     work_dir: WorkDir = None,
 ) -> None:
     """End the hospital's node; a run goes on without it, and it takes part again once it is started."""
-    from oncofed.deploy.node import SiteNode
-    from oncofed.deploy.running import stop
+    from oncofed.deploy.services.node import SiteNode
+    from oncofed.deploy.services.running import stop
 
     out.print("stopped" if stop(SiteNode.open(folder, work_dir).status_file) else "it was not running")
 
@@ -226,9 +226,9 @@ def site_status(
     work_dir: WorkDir = None,
 ) -> None:
     """Show whether the node runs and is connected. Exit code 1 when not."""
-    from oncofed.deploy.cli_server import print_processes
-    from oncofed.deploy.node import SiteNode
-    from oncofed.deploy.running import Running
+    from oncofed.deploy.cli.server import print_processes
+    from oncofed.deploy.services.node import SiteNode
+    from oncofed.deploy.services.running import Running
 
     told = Running.read(SiteNode.open(folder, work_dir).status_file)
     print_processes([(told.name, told.process, told.services)])

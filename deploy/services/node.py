@@ -16,13 +16,13 @@ from oncofed.client.enrol import NODE_KEY
 from oncofed.common.consortium import told
 from oncofed.common.enrolment import CA_FILE, KIT_FILE, Kit
 from oncofed.common.files import write_text
-from oncofed.deploy.coordinator import responds
 from oncofed.deploy.engine import check_version
-from oncofed.deploy.health import READY
-from oncofed.deploy.processes import flower_environment, free_port
-from oncofed.deploy.service_logs import Logs
-from oncofed.deploy.supervise import Service, Supervisor
-from oncofed.deploy.warm_start import warm
+from oncofed.deploy.services.coordinator import responds
+from oncofed.deploy.services.health import READY
+from oncofed.deploy.services.processes import flower_environment, free_port
+from oncofed.deploy.services.service_logs import Logs
+from oncofed.deploy.services.supervise import Service, Supervisor
+from oncofed.deploy.services.warm_start import warm
 from pydantic import ValidationError
 
 NODE = "node"

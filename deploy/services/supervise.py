@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.common.files import write_text
-from oncofed.deploy.lock import locked
-from oncofed.deploy.processes import Child
-from oncofed.deploy.service_logs import Logs
+from oncofed.deploy.services.lock import locked
+from oncofed.deploy.services.processes import Child
+from oncofed.deploy.services.service_logs import Logs
 
 log = logging.getLogger("oncofed.supervise")
 

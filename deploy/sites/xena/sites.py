@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from oncofed.client.data.site import SiteDescription, Unit, folder_name
 from oncofed.common.progress import progress_bar
-from oncofed.deploy.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
-from oncofed.deploy.xena.clinical import CODE_IN_BARCODE, read_covariates, read_outcome
-from oncofed.deploy.xena.expression import ChosenSamples, choose_samples, read_project
-from oncofed.deploy.xena.files import XenaProject, find_projects
-from oncofed.deploy.xena.institutions import ORIGIN, SiteNames, find_site_names
+from oncofed.deploy.sites.make_sites import Rest, begin_site, group_by_size, new_sites, refuse_target
+from oncofed.deploy.sites.xena.clinical import CODE_IN_BARCODE, read_covariates, read_outcome
+from oncofed.deploy.sites.xena.expression import ChosenSamples, choose_samples, read_project
+from oncofed.deploy.sites.xena.files import XenaProject, find_projects
+from oncofed.deploy.sites.xena.institutions import ORIGIN, SiteNames, find_site_names
 
 By = Literal["institution", "code"]
 CODE = "tissue_source_site"

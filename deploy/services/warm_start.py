@@ -10,6 +10,7 @@ as Flower would. When the installed package changes, the waiting process is repl
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -40,7 +41,9 @@ def warm(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     folder = home / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SUPEREXEC) as temporary:
-        temporary.write_text(f"#!{sys.executable}\nfrom oncofed.deploy.warm_start import superexec\n\nsuperexec()\n")
+        temporary.write_text(
+            f"#!{sys.executable}\nfrom oncofed.deploy.services.warm_start import superexec\n\nsuperexec()\n"
+        )
         temporary.chmod(0o755)
     return {**environment, "PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
 
@@ -65,7 +68,7 @@ class Nursery:
         self.code, self.ready = _code(), False
         self.line, theirs = socket.socketpair()
         # -P: nothing is imported from the folder that it happens to stand in
-        command = [sys.executable, "-P", "-m", "oncofed.deploy.warm_start", CLIENTAPP, str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "oncofed.deploy.services.warm_start", CLIENTAPP, str(theirs.fileno())]
         # ends with us: the line between us breaks
         self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
         theirs.close()
@@ -105,13 +108,14 @@ def wait_and_fork(line: socket.socket) -> list[str]:
     for name in IMPORTED:
         importlib.import_module(name)
     told, tell = os.pipe()
+    heard: list[socket.socket | int] = [line, told]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave nothing behind
     line.sendall(READY)
     commands = line.makefile("rb")
     while True:
         gc.collect()
         gc.freeze()  # a collection in a fork would copy all of it
-        readable, _, _ = select.select([line, told], [], [])
+        readable, _, _ = select.select(heard, [], [])
         if line not in readable:
             _import(os.read(told, 65536).decode().split())
             continue
@@ -137,15 +141,13 @@ def _tell(tell: int, before: set[str]) -> None:
 def _import(names: Sequence[str]) -> None:
     for name in names:
         if name.startswith(OURS) and name not in sys.modules:
-            try:
+            with contextlib.suppress(ImportError):  # a name that was cut off
                 importlib.import_module(name)
-            except ImportError:  # a name that was cut off
-                continue
 
 
 def _code() -> dict[str, int]:
     """When the installed package's files changed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return {
         str(file): file.stat().st_mtime_ns
         for part in ("client", "common", "deploy", "server")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from oncofed.deploy.cli_operate import add_operation
-from oncofed.deploy.cli_web import add_web
+from oncofed.deploy.cli.operate import add_operation
+from oncofed.deploy.cli.web import add_web
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import tomli_w
 from oncofed.client.data.site import SiteDescription
-from oncofed.deploy.make_sites import begin_site, new_sites, refuse_target
+from oncofed.deploy.sites.make_sites import begin_site, new_sites, refuse_target
 
 TABLE, SPLIT = "brca.csv", "train_test_split.csv"
 CLIENTS, COVARIATES = 6, 39

@@ -34,7 +34,7 @@ def data_split(
     ] = None,
 ) -> None:
     """Turn pooled tables into one site folder per institution."""
-    from oncofed.deploy.split import split_pooled
+    from oncofed.deploy.sites.split import split_pooled
 
     with err.status("splitting"):
         folders, used = split_pooled(
@@ -70,7 +70,7 @@ def data_xena(
     rest: Annotated[Literal["merge", "drop"], typer.Option(help="merge | drop the small institutions")] = "merge",
 ) -> None:
     """Turn TCGA as UCSC Xena hands it out into one site folder per institution or code: primary tumours, one a patient."""
-    from oncofed.deploy.xena.sites import write_xena_sites
+    from oncofed.deploy.sites.xena.sites import write_xena_sites
 
     done = write_xena_sites(
         source, target, expression=expression, codes=codes, by=by, min_patients=min_patients, rest=rest
@@ -100,7 +100,7 @@ def data_flamby(
     target: Annotated[Path, typer.Option("--out", help="folder for the site folders")],
 ) -> None:
     """Turn FLamby's Fed-TCGA-BRCA into its six clients, with the published split and a plan of its Cox regression."""
-    from oncofed.deploy.flamby import PLAN, write_flamby_sites
+    from oncofed.deploy.sites.flamby import PLAN, write_flamby_sites
 
     folders, covariates = write_flamby_sites(source, target)
     out.print(
@@ -124,7 +124,7 @@ def data_synth(
     seed: int = 0,
 ) -> None:
     """Write a synthetic pan-cancer consortium with known truth."""
-    from oncofed.deploy.synth import SynthSettings, write_consortium
+    from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 
     with err.status("writing"):
         folders = write_consortium(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from oncofed.deploy.xena.clinical import SITE_NAME, read_site_names
-from oncofed.deploy.xena.files import XenaProject
+from oncofed.deploy.sites.xena.clinical import SITE_NAME, read_site_names
+from oncofed.deploy.sites.xena.files import XenaProject
 
 CODE_TABLES = (
     "tissueSourceSite.tsv",

@@ -14,12 +14,12 @@ from pathlib import Path
 import tomli_w
 from oncofed.common.consortium import ConsortiumFile
 from oncofed.common.files import write_text
-from oncofed.deploy.admission import Admission
-from oncofed.deploy.edge import edge_command, find_nginx, write_edge
 from oncofed.deploy.engine import check_version
-from oncofed.deploy.processes import flower_environment
-from oncofed.deploy.service_logs import Logs
-from oncofed.deploy.supervise import Service, Supervisor
+from oncofed.deploy.services.admission import Admission
+from oncofed.deploy.services.edge import edge_command, find_nginx, write_edge
+from oncofed.deploy.services.processes import flower_environment
+from oncofed.deploy.services.service_logs import Logs
+from oncofed.deploy.services.supervise import Service, Supervisor
 
 NEEDED = ("consortium.toml", "roster.json", "coordinator.pub", "ca.crt", "server.crt", "server.key", "superexec.secret")
 """Of the coordinator's folder. `ca.key` and `coordinator.key` are not among them: they may stay on another machine."""

@@ -1,0 +1,1 @@
+"""Site folders made of pooled tables, of public releases, or of nothing."""
