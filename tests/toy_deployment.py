@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,10 @@ def events(out: Path) -> list[dict[str, Any]]:
 def asked(out: Path, round_: int) -> bool:
     """Whether a run's server has asked for a round of training."""
     return any((e["event"], e.get("kind"), e.get("round")) == ("question", wire.TRAIN, round_) for e in events(out))
+
+
+def answered(out: Path, round_: int, site: str) -> float:
+    """When a site's answer to a round of training came in, in seconds since 1970; 0 before."""
+    answer = ("answer", wire.TRAIN, round_, site)
+    told = [e for e in events(out) if (e["event"], e.get("kind"), e.get("round"), e.get("site")) == answer]
+    return datetime.fromisoformat(told[0]["time"]).timestamp() if told else 0.0

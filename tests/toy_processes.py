@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,14 @@ def in_session(session: int, program: str = "") -> list[int]:
     return found
 
 
-def has_torch(process: int) -> bool:
-    """Whether a process has loaded torch: of a ClientApp, that it is about to compute."""
+def begun(process: int) -> float:
+    """When a process began, in seconds since 1970, to a hundredth; 0 of one that is no more."""
     with contextlib.suppress(OSError):
-        return "libtorch" in Path(f"/proc/{process}/maps").read_text()
-    return False
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def answering(session: int, since: float) -> list[int]:
+    """The ClientApps of a node, by the session of its process, that have begun after a time: a message each. The process that they are forked from began before."""
+    return [p for p in in_session(session, "flwr-clientapp") if begun(p) > since]

@@ -15,9 +15,9 @@ from oncofed.client.data.site import SiteFolder, list_sites
 from oncofed.common import wire
 from oncofed.common.study import Study
 from oncofed.deploy.sites.synth import SynthSettings, write_consortium
-from toy_deployment import SERVER, Consortium, asked, events, without_nginx
+from toy_deployment import SERVER, Consortium, answered, asked, events, without_nginx
 from toy_network import Network, without_namespaces
-from toy_processes import has_torch, in_session, until
+from toy_processes import answering, until
 from toy_undisturbed import undisturbed, weights
 
 WITHOUT = without_nginx() or without_namespaces()
@@ -30,7 +30,7 @@ pytestmark = [
 SITES = ["Aachen", "Bergen", "Coimbra"]
 CUT = "Bergen"
 SHORT_S, LONG_S = 20.0, 60.0
-ROUNDS = 10
+ROUNDS, LOCAL_STEPS = 30, 100
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,10 @@ def test_who_can_be_reached_where(apart: Consortium, network: Network) -> None:
 
 
 def computing(here: Consortium, name: str, out: Path, round_: int) -> None:
-    """Wait until a hospital's node is about to compute its answer to a round."""
+    """Wait until a hospital's node computes its answer to a round."""
     session = int(here.node(name).services["node"]["process"])
-    until(lambda: asked(out, round_ - 1), pause_s=0.05)
-    before = set(in_session(session, "flwr-clientapp"))
-    until(lambda: asked(out, round_), pause_s=0.05)
-    until(lambda: [p for p in in_session(session, "flwr-clientapp") if p not in before and has_torch(p)], pause_s=0.05)
+    since = until(lambda: answered(out, round_ - 1, name), pause_s=0.02)
+    until(lambda: answering(session, since), pause_s=0.02)
 
 
 def test_a_cable_that_is_cut_in_a_round(apart: Consortium, network: Network, tmp_path: Path) -> None:
@@ -87,6 +85,7 @@ def test_a_cable_that_is_cut_in_a_round(apart: Consortium, network: Network, tmp
     study = Study().changed(
         model__size="tiny",
         training__rounds=ROUNDS,
+        training__local_steps=LOCAL_STEPS,
         training__evaluate_every=0,
         aggregation__min_sites=2,
         aggregation__optimizer="momentum",

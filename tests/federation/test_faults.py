@@ -18,13 +18,15 @@ from oncofed.deploy.loopback import Loopback, submit, wait
 from oncofed.deploy.sites.synth import SynthSettings, write_consortium
 from oncofed.server.checkpoint import Checkpoints
 from safetensors.numpy import load_file
-from toy_processes import has_torch, in_session, until
+from toy_processes import answering, in_session, until
 from toy_undisturbed import undisturbed, weights
 
 pytestmark = pytest.mark.slow
 
 SITES = ("Aachen", "Bergen")
 TIMEOUT_S = 45.0
+LOCAL_STEPS = 200
+"""So many that a process is at work when a signal reaches it, also where a machine is fast."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def study(out: Path, **keys: object) -> Study:
     base = {
         "model__size": "tiny",
         "training__rounds": 3,
+        "training__local_steps": LOCAL_STEPS,
         "training__evaluate_every": 0,
         "aggregation__min_sites": 1,
         "aggregation__optimizer": "momentum",  # whose state a resumed run must bring back
@@ -72,15 +75,19 @@ class Watched:
         return in_session(self.loopback.processes[name].process.pid, program)
 
     def training(self, out: Path, round_: int, node: str) -> list[int]:
-        """Wait until a node's process answers a round: the checkpoint before it is there, and the process has loaded torch."""
+        """Wait until a node's process answers a round: it has begun after the checkpoint of the round before, or after the statistics."""
         if round_ > 1:
-            until(lambda: (out / "checkpoints" / "fold-0-train" / f"round-{round_ - 1:04d}.safetensors").exists())
-            before = set(self.processes(node, "flwr-clientapp"))  # may not have ended yet
-        else:  # the statistics are answered
-            folds, begin = self.loopback.root / "work", time.time()
-            until(lambda: sum(f.stat().st_mtime > begin for f in folds.glob("*/folds/*.txt")) == len(SITES))
-            before = set(self.processes(node, "flwr-clientapp"))
-        return until(lambda: [p for p in self.processes(node, "flwr-clientapp") if p not in before and has_torch(p)])
+            before = out / "checkpoints" / "fold-0-train" / f"round-{round_ - 1:04d}.safetensors"
+            since = until(lambda: before.exists() and before.stat().st_mtime)
+        else:
+            folds, now = self.loopback.root / "work", time.time()
+
+            def counted() -> list[float]:
+                return [t for f in folds.glob("*/folds/*.txt") if (t := f.stat().st_mtime) > now]
+
+            since = max(until(lambda: len(found := counted()) == len(SITES) and found))
+        session = self.loopback.processes[node].process.pid
+        return list(until(lambda: answering(session, since), pause_s=0.02))
 
 
 @pytest.fixture(scope="module")
