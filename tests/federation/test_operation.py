@@ -26,6 +26,10 @@ from typer.testing import CliRunner
 pytestmark = pytest.mark.slow
 
 
+ROUNDS = 8
+"""Enough that a run is still at work when the command that stops it has started."""
+
+
 def call(*arguments: str | Path) -> tuple[int, str]:
     """A command; its exit code and what it prints, in one line."""
     result = CliRunner().invoke(cli.cli, list(map(str, arguments)))
@@ -79,7 +83,7 @@ def write(file: Path, **keys: Any) -> Path:
 
 
 def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
-    out, file = Path("results"), write(home / "study.toml", training__rounds=4)  # a relative folder: of the shell
+    out, file = Path("results"), write(home / "study.toml", training__rounds=ROUNDS)  # a relative folder: of the shell
     code, text = call("study", "run", file, "--out", out)
     run = FlowerRun.read(out)
     assert run is not None
@@ -89,12 +93,12 @@ def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
         call("study", "run", file, "--out", out)
     until(lambda: done(out) >= 1)
     code, text = call("study", "status", out)
-    assert (code, f"run {run.run} on 'here': running" in text, "of 4 rounds" in text) == (0, True, True)
+    assert (code, f"run {run.run} on 'here': running" in text, f"of {ROUNDS} rounds" in text) == (0, True, True)
     code, text = call("study", "stop", out)
     assert (code, "finished:stopped" in text) == (0, True)
     assert f"oncofed study resume {out} --superlink here" in text
     left = done(out)
-    assert 1 <= left < 4
+    assert 1 <= left < ROUNDS
     code, text = call("study", "status", out)
     assert (code, "finished:stopped" in text, "failed" in text) == (0, True, True)
     assert call("study", "watch", out)[0] == 1  # it ends: the run has
@@ -103,12 +107,13 @@ def test_run_status_stop_resume_logs(loopback: Loopback, home: Path) -> None:
     assert again is not None
     assert (code, again.run != run.run, again.earlier) == (0, True, (run.run,))
     state = RunState.of(out)
-    assert (state.status, state.rounds_done, [r.round for r in state.rounds]) == ("finished", 4, [1, 2, 3, 4])
+    assert (state.status, state.rounds_done) == ("finished", ROUNDS)
+    assert [r.round for r in state.rounds] == list(range(1, ROUNDS + 1))
     assert [s.left_out for s in state.sites] == [0, 0]
     events = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     assert [e["resume"] for e in events if e["event"] == "started"] == [False, True]
     code, text = call("study", "status", out)
-    assert (code, "finished:completed" in text, "4 of 4 rounds" in text) == (0, True, True)
+    assert (code, "finished:completed" in text, f"{ROUNDS} of {ROUNDS} rounds" in text) == (0, True, True)
 
 
 def test_a_run_that_is_followed_says_how_it_ended(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
