@@ -1,9 +1,9 @@
 """A node's answers begin at once: ClientApps are forked from a process that has already imported what they need.
 
 Flower starts a process for every message, and importing Python's numerical libraries takes each some seconds of a core. Here
-SuperNode finds a `flower-superexec` of ours, which is Flower's own and keeps a second process beside it: that one imports
-oncofed once, waits, and forks a ClientApp for every message, in which everything else stays as it was: one message, one
-process, which ends with its answer. A program that is not ours to fork, or asked for before the imports are done, is started
+SuperNode finds a `flower-superexec` of ours, which is Flower's own with a fork server beside it (as in Python's multiprocessing):
+that process imports oncofed once, waits, and forks a ClientApp for every message, in which all else stays as it was: one message,
+one process, which ends with its answer. A program that is not ours to fork, or asked for before the imports are done, is started
 as Flower would. When the installed package changes, the waiting process is replaced: no message is answered by old code.
 """
 
@@ -52,14 +52,14 @@ def superexec() -> None:
     """Flower's `flower-superexec`, whose ClientApps are forked."""
     from oncofed.deploy.engine import run_superexec
 
-    nursery = Nursery()
+    server = ForkServer()
     # a message waits at SuperNode meanwhile; what is started from nothing beside the imports would take as long as both
-    nursery.wait()
-    run_superexec(nursery.begin)
+    server.wait()
+    run_superexec(server.begin)
 
 
-class Nursery:
-    """SuperExec's side: the process that waits with everything imported, and what is asked of it."""
+class ForkServer:
+    """SuperExec's side: the process that waits with everything imported, and how it is asked to fork."""
 
     def __init__(self) -> None:
         self._start()
@@ -100,7 +100,7 @@ class Nursery:
         return True
 
 
-def wait_and_fork(line: socket.socket) -> list[str]:
+def serve(line: socket.socket) -> list[str]:
     """Import, then fork for every command that comes down the line; returns it in the fork, and ends this process when the line breaks."""
     from oncofed.client.approval import package_hash
 
@@ -163,6 +163,6 @@ def _is_python(program: Path) -> bool:
 
 
 if __name__ == "__main__":
-    argv = wait_and_fork(socket.socket(fileno=int(sys.argv[2])))
+    argv = serve(socket.socket(fileno=int(sys.argv[2])))
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oncofed.deploy.services.warm_start import CLIENTAPP, Nursery
+from oncofed.deploy.services.warm_start import CLIENTAPP, ForkServer
 from toy_processes import until
 
 pytestmark = pytest.mark.slow
@@ -54,33 +54,33 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def nursery(programs: Path) -> Iterator[Nursery]:
-    nursery = Nursery()
-    assert not nursery.begin([CLIENTAPP, "1", "1", str(programs / "too-early")])
-    yield nursery
-    nursery.close()
-    assert nursery.process.wait(10) == 0
+def server(programs: Path) -> Iterator[ForkServer]:
+    server = ForkServer()
+    assert not server.begin([CLIENTAPP, "1", "1", str(programs / "too-early")])
+    yield server
+    server.close()
+    assert server.process.wait(10) == 0
 
 
 @pytest.fixture
-def fork(nursery: Nursery, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def fork(server: ForkServer, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """What the toy tells of itself, forked."""
 
     def begin(name: str = "told", *more: str) -> dict[str, Any]:
         out = tmp_path / name
-        until(lambda: nursery.begin([CLIENTAPP, "1.5", "2", str(out), *more]), pause_s=0.05)
+        until(lambda: server.begin([CLIENTAPP, "1.5", "2", str(out), *more]), pause_s=0.05)
         until(out.exists, pause_s=0.02)
         return dict(json.loads(out.read_text()))
 
     return begin
 
 
-def test_a_program_is_forked_as_if_it_was_started(nursery: Nursery, fork: Callable[..., dict[str, Any]]) -> None:
+def test_a_program_is_forked_as_if_it_was_started(server: ForkServer, fork: Callable[..., dict[str, Any]]) -> None:
     from oncofed.client.approval import package_hash
 
     told = fork()
     assert told["there"] == ["flwr.supernode.cli", "oncofed.client.app", "torch"]
-    assert (told["parent"], told["sum"], told["threads"]) == (nursery.process.pid, 3.5, 2000.0)
+    assert (told["parent"], told["sum"], told["threads"]) == (server.process.pid, 3.5, 2000.0)
     assert (told["exit"], told["child"], told["hash"]) == (1, True, package_hash())
     # ended ones leave no zombie
     until(lambda: not Path(f"/proc/{told['process']}").exists())
@@ -97,26 +97,26 @@ def test_what_a_message_needed_more_is_there_for_the_next(fork: Callable[..., di
 
 
 def test_other_programs_are_started_by_flower(
-    nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not nursery.begin(["flwr-serverapp"])
+    assert not server.begin(["flwr-serverapp"])
     (tmp_path / CLIENTAPP).write_text("#!/bin/sh\n")
     (tmp_path / CLIENTAPP).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert not nursery.begin([CLIENTAPP])
+    assert not server.begin([CLIENTAPP])
 
 
 def test_code_that_has_changed_or_a_process_that_died_is_replaced(
-    nursery: Nursery, fork: Callable[..., dict[str, Any]], tmp_path: Path
+    server: ForkServer, fork: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     fork()
-    nursery.code = {}  # as an upgrade of the package would show
-    old = nursery.process
-    assert not nursery.begin([CLIENTAPP, "1", "1", str(tmp_path / "old")])
+    server.code = {}  # as an upgrade of the package would show
+    old = server.process
+    assert not server.begin([CLIENTAPP, "1", "1", str(tmp_path / "old")])
     assert old.wait(10) == 0
-    assert fork("new")["parent"] == nursery.process.pid != old.pid
-    os.kill(nursery.process.pid, signal.SIGKILL)
-    nursery.process.wait(10)
-    assert not nursery.begin([CLIENTAPP, "1", "1", str(tmp_path / "dead")])
-    assert fork("again")["parent"] == nursery.process.pid
+    assert fork("new")["parent"] == server.process.pid != old.pid
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait(10)
+    assert not server.begin([CLIENTAPP, "1", "1", str(tmp_path / "dead")])
+    assert fork("again")["parent"] == server.process.pid
     assert not any((tmp_path / name).exists() for name in ("old", "dead"))
