@@ -34,7 +34,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A slow machine must not lose a whole run because of its last tests."""
     within = item.config.getoption("--within")
     if within is not None and time.monotonic() - BEGAN > within:
-        pytest.skip(f"left out: {within:.0f} s have passed")
+        pytest.skip(f"left out: no time was left ({within:.0f} s)")
 
 
 @pytest.fixture(autouse=True)
