@@ -30,7 +30,7 @@ pytestmark = [
 SITES = ["Aachen", "Bergen", "Coimbra"]
 CUT = "Bergen"
 SHORT_S, LONG_S = 20.0, 60.0
-ROUNDS, LOCAL_STEPS = 30, 100
+ROUNDS, LOCAL_STEPS = 20, 100
 
 
 @pytest.fixture(scope="module")
