@@ -34,24 +34,17 @@ _NAMES = {kind: name for name, kind in KINDS.items()}
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """One copy of the numbers. Raises `TypeError` on what is no plain number."""
-    for name, value in arrays.items():
-        if value.dtype.newbyteorder("<") not in _NAMES:
-            raise TypeError(f"array '{name}' has dtype {value.dtype}; only plain numbers travel")
+    about: dict[str, Any] = dict.fromkeys(arrays)  # the header keeps their order
+    at, pieces = 0, []
     # the widest first: then each begins where a number of its kind may begin
-    begins, at, pieces = {}, 0, []
     for name in sorted(arrays, key=lambda n: -arrays[n].dtype.itemsize):
         value = arrays[name]
-        little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
-        begins[name], at = at, at + value.nbytes
-        pieces.append(little.reshape(-1).view(np.uint8).data)
-    about = {
-        name: {
-            "dtype": _NAMES[value.dtype.newbyteorder("<")],
-            "shape": list(value.shape),
-            "data_offsets": [begins[name], begins[name] + value.nbytes],
-        }
-        for name, value in arrays.items()
-    }
+        kind = value.dtype.newbyteorder("<")
+        if kind not in _NAMES:
+            raise TypeError(f"array '{name}' has dtype {value.dtype}; only plain numbers travel")
+        begin, at = at, at + value.nbytes
+        about[name] = {"dtype": _NAMES[kind], "shape": list(value.shape), "data_offsets": [begin, at]}
+        pieces.append(np.ascontiguousarray(value).astype(kind, copy=False).reshape(-1).view(np.uint8).data)
     header = json.dumps(about, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return b"".join([len(header).to_bytes(_LENGTH, "little"), header, *pieces])
