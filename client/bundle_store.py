@@ -15,14 +15,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.common.files import replacing
+from oncofed.common.files import write_program
 
 APPS, BIN = "apps", "bin"
 LARGEST = 10 * 1024 * 1024
@@ -142,10 +141,7 @@ def write_guard(home: Path, site: Path) -> Path:
     folder = home / BIN
     for name in (GUARDED, *REFUSED):
         call = f"guarded_clientapp({str(site.resolve())!r})" if name == GUARDED else f"refuse_program({name!r})"
-        text = f"#!{sys.executable}\nfrom oncofed.deploy.engine import {call.partition('(')[0]}\n\n{call}\n"
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text)
-            temporary.chmod(0o755)
+        write_program(folder / name, "oncofed.deploy.engine", call)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,13 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Replace a file's text in one step."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_text(text)
+
+
+def write_program(path: Path, module: str, call: str) -> None:
+    """A program of this Python that makes one call, as `start()`, of a function of a module."""
+    with replacing(path) as temporary:
+        temporary.write_text(f"#!{sys.executable}\nfrom {module} import {call.partition('(')[0]}\n\n{call}\n")
+        temporary.chmod(0o755)
 
 
 def _to_disk(path: Path) -> None:

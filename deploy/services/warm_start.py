@@ -25,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oncofed.common.files import replacing
+from oncofed.common.files import write_program
 
 FOLDER = "warm"
 SUPEREXEC, CLIENTAPP = "flower-superexec", "flwr-clientapp"
@@ -39,12 +39,7 @@ IMPORTS_S = 120.0
 def warm(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment of a SuperNode that is to find our `flower-superexec` before Flower's own; it is written below the node's `home`."""
     folder = home / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SUPEREXEC) as temporary:
-        temporary.write_text(
-            f"#!{sys.executable}\nfrom oncofed.deploy.services.warm_start import superexec\n\nsuperexec()\n"
-        )
-        temporary.chmod(0o755)
+    write_program(folder / SUPEREXEC, "oncofed.deploy.services.warm_start", "superexec()")
     return {**environment, "PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
 
 

@@ -60,7 +60,7 @@ def test_only_the_engine_touches_private_flower() -> None:
 
 
 def test_a_node_imports_what_every_message_needs_alone() -> None:
-    """It starts a process for each; these take longer to import than a small round to compute."""
+    """At its start, and for each message that is not forked; these take longer to import than a small round to compute."""
     slow = ["torchsurv", "opacus", "captum", "matplotlib", "scipy.stats", "sklearn", "pandera", "anndata"]
     told = f"import sys, oncofed.client.app; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
